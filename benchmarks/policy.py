@@ -21,7 +21,7 @@ import numpy as np
 from rich.progress import Progress
 from rich.table import Table
 
-from vla_robot.cli.build import device_of
+from benchmarks.models.turns import INSTRUCTION, SCENES, Contender, Timing, scene, take_turns, without_stages
 from vla_robot.cli.common.cli_common import on, option, short_path
 from vla_robot.cli.common.json_out import write_figure, write_json
 from vla_robot.cli.common.terminal import Terminal, say
@@ -29,20 +29,16 @@ from vla_robot.core.errors import RecipeError
 from vla_robot.core.host.optional import require
 from vla_robot.core.host.provenance import row
 from vla_robot.core.messages import Observation
-from vla_robot.recipe.policy import OpenVLARecipe, VLARecipe
+from vla_robot.recipe.policy import OnnxRecipe, OpenVLARecipe, VLARecipe
 from vla_robot.recipe.policy_source import PolicySource, find_policy
+from vla_robot.serve.policy.load import device_of
 
 if TYPE_CHECKING:
-    from benchmarks.models.inference_times import Contender, Timing
     from vla_robot.policy.openvla.policy import OpenVLAPolicy
     from vla_robot.policy.roofline import Cost
     from vla_robot.policy.vla.policy import AnyVLAPolicy
 
 PLAIN, COMPILED = "plain", "compiled"
-FRAME_PX = 224
-SCENES = 32
-"""Number of scenes, one per round: the number of passes over an answer depends on the scene."""
-INSTRUCTION = "lift the red cube"
 COUNTED = ("towers", "projector", "prefill", "decode")
 """Stages whose operations are counted."""
 
@@ -52,7 +48,10 @@ class PolicyArgs:
     """Measure a policy's latency by stage and batch size, next to plain timm and transformers on the same weights."""
 
     policy: Annotated[str, option("NAME | FOLDER")] = "openvla_nano"
-    """a recipe of kind openvla or vla, or a checkpoint folder; another family than OpenVLA without the arm's state"""
+    """a recipe of kind openvla or vla, or a checkpoint folder; another family than OpenVLA without the arm's state;
+    or a folder of `vla export onnx`, which is measured as it is exported"""
+    baseline: Annotated[str | None, option("NAME | FOLDER")] = None
+    """of an exported policy: the policy that it was made of, whose weights plain timm and transformers run"""
     batch: Annotated[tuple[int, ...], option("N ...")] = (1, 4, 16)
     """batch sizes"""
     dtype: Annotated[tuple[str, ...], option("DTYPE ...")] = ("float32",)
@@ -112,21 +111,29 @@ class Report:
         timings: contender -> its times.
         costs: batch size -> stage -> operations and bytes; empty for families whose operations are not counted.
         matmul: batch size -> stage -> operations per second of the bare matrix products.
-        memory_bytes_per_s: rate of a large copy in the device's memory, read and written.
+        memory_bytes_per_s: rate of a large copy in the device's memory, read and written; None if not measured.
         weights_bytes: variant -> memory that the weights occupy.
         device: where the policies ran, in words.
+        tokens_compare: whether plain sees all that the policy sees, so that its tokens are the policy's.
     """
 
     timings: Mapping[Case, Timing]
     costs: Mapping[int, Mapping[str, Cost]]
     matmul: Mapping[int, Mapping[str, float]]
-    memory_bytes_per_s: float
+    memory_bytes_per_s: float | None
     weights_bytes: Mapping[str, int]
     device: str
+    tokens_compare: bool = True
 
     @property
-    def plain(self) -> Timing:
-        return next(timing for case, timing in self.timings.items() if case.plain)
+    def plain(self) -> Timing | None:
+        """The baseline's times; None if it was not measured."""
+        return next((timing for case, timing in self.timings.items() if case.plain), None)
+
+    def to_plain(self, case: Case) -> float | None:
+        """Return how many times faster than the baseline a case answers one observation; None without it."""
+        plain = self.plain
+        return None if plain is None else case.batch * plain.percentile_ms(50) / self.timings[case].percentile_ms(50)
 
 
 def main(args: PolicyArgs) -> int:
@@ -135,7 +142,6 @@ def main(args: PolicyArgs) -> int:
     Raises:
         VlaError: the policy cannot be loaded, or is of another kind.
     """
-    require("torch", "policy", "a policy's benchmark")
     if args.plot:
         require("matplotlib", "report", "a plot")
     console = Terminal()
@@ -154,11 +160,23 @@ def main(args: PolicyArgs) -> int:
 
 
 def measure(args: PolicyArgs, console: Terminal) -> Report:
-    """Measure all contenders in turns."""
-    from benchmarks.models.inference_times import memory_bytes_per_s, take_turns, without_stages
+    """Measure all contenders in turns.
+
+    Raises:
+        VlaError: as `main`.
+    """
+    if isinstance((source := find_policy(args.policy).on_device(args.device)).recipe, OnnxRecipe):
+        from benchmarks.edge.exported import measure_exported
+
+        return measure_exported(args, source, console)
+    if args.baseline is not None:
+        raise RecipeError(
+            f"--baseline is for a folder of `vla export onnx`; '{source.name}' is compared with its own weights."
+        )
+    require("torch", "policy", "a policy's benchmark")
+    from benchmarks.models.inference_times import memory_bytes_per_s
     from vla_robot.policy.device import device_in_words
 
-    source = find_policy(args.policy).on_device(args.device)
     policies = {(dtype, ""): _load(source, dtype) for dtype in args.dtype}
     first = policies[args.dtype[0], ""]
     if args.compiled:
@@ -167,18 +185,23 @@ def measure(args: PolicyArgs, console: Terminal) -> Report:
         policies[args.dtype[0], way] = _load(source, args.dtype[0], quantise=way)
     scenes = [_scene(first, index) for index in range(SCENES)]
     contenders = _contenders(policies, scenes, args.batch)
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("rounds", total=args.rounds + 1)
-        works = {c.name: without_stages(work) if args.cpu_time else work for c, work in contenders.items()}
-        clock = time.process_time if args.cpu_time else time.perf_counter
-        timings = take_turns(works, args.rounds, lambda: bar.advance(task), clock)
+    timed = timed_turns(contenders, args, console)
     openvla = _as_openvla(first)
     costs = {n: _costs(openvla, n) for n in args.batch} if openvla else {}
     matmul = {n: _matmul(openvla, n) for n in args.batch} if openvla else {}
     weights = {Case(dtype, 1, how=how).variant: policy.memory_bytes() for (dtype, how), policy in policies.items()}
-    timed = {case: timings[case.name] for case in contenders}
     bandwidth, device = memory_bytes_per_s(first.device), device_in_words(first.device)
     return Report(timed, costs, matmul, bandwidth, weights, device)
+
+
+def timed_turns(contenders: Mapping[Case, Contender], args: PolicyArgs, console: Terminal) -> dict[Case, Timing]:
+    """Return the times of contenders that take turns."""
+    works = {case.name: without_stages(work) if args.cpu_time else work for case, work in contenders.items()}
+    clock = time.process_time if args.cpu_time else time.perf_counter
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("rounds", total=args.rounds + 1)
+        timings = take_turns(works, args.rounds, lambda: bar.advance(task), clock)
+    return {case: timings[case.name] for case in contenders}
 
 
 def _load(source: PolicySource, dtype: str, compiled: bool = False, quantise: str | None = None) -> AnyVLAPolicy:
@@ -193,8 +216,8 @@ def _load(source: PolicySource, dtype: str, compiled: bool = False, quantise: st
         return without_state(policy)
     if not isinstance(recipe, OpenVLARecipe):
         raise RecipeError(
-            f"'{source.name}' is of kind '{recipe.kind}'; `vla bench policy` measures 'openvla' and 'vla', and "
-            "`vla bench edge` an exported one beside its policy in torch."
+            f"'{source.name}' is of kind '{recipe.kind}'; `vla bench policy` measures the kinds 'openvla', 'vla' and "
+            "'onnx'."
         )
     key = recipe.statistics_key
     return load(recipe.checkpoint, dtype, recipe.device, key, compiled=compiled, quantise=quantise)
@@ -243,14 +266,7 @@ def _cameras(policy: AnyVLAPolicy) -> list[str]:
 
 
 def _scene(policy: AnyVLAPolicy, seed: int) -> Observation:
-    """Return a scene of random coarse colours. The shipped policy needs as many passes for it as in its own world."""
-    rng = np.random.default_rng(seed)
-    images = {
-        name: np.kron(rng.integers(0, 256, (7, 7, 3)), np.ones((FRAME_PX // 7, FRAME_PX // 7, 1))).astype(np.uint8)
-        for name in _cameras(policy)
-    }
-    state = np.zeros(policy.model.config.inputs.proprio_dim or 0)
-    return Observation(images, state, INSTRUCTION, stamp_ns=0, step=0)
+    return scene(_cameras(policy), policy.model.config.inputs.proprio_dim or 0, seed)
 
 
 def _text_tokens(policy: OpenVLAPolicy) -> int:
@@ -278,20 +294,21 @@ def _matmul(policy: OpenVLAPolicy, batch: int) -> dict[str, float]:
 
 def rows(report: Report) -> list[dict[str, Any]]:
     """Return the rows for JSON. Ratios compare with `plain` per observation; above 1 is faster than plain."""
-    plain_ms = report.plain.percentile_ms(50)
-    result = [row("plain/p50", plain_ms, "ms"), row("plain/p99", report.plain.percentile_ms(99), "ms")]
+    plain = report.plain
+    plain_ms = None if plain is None else plain.percentile_ms(50)
+    result = [] if plain is None else [row(f"plain/p{p}", plain.percentile_ms(p), "ms") for p in (50, 99)]
     result += [row(f"{variant}/weights", size, "bytes") for variant, size in report.weights_bytes.items()]
-    result.append(row("memory_bandwidth", report.memory_bytes_per_s / 1e9, "GB/s"))
+    if report.memory_bytes_per_s is not None:
+        result.append(row("memory_bandwidth", report.memory_bytes_per_s / 1e9, "GB/s"))
     for case, timing in report.timings.items():
         if case.plain:
             continue
-        p50 = timing.percentile_ms(50)
-        ratio = case.batch * plain_ms / p50
+        p50, ratio = timing.percentile_ms(50), report.to_plain(case)
         result += [
             row(f"{case.name}/p50", p50, "ms", plain_ms, ratio),
             row(f"{case.name}/p99", timing.percentile_ms(99), "ms"),
             row(f"{case.name}/inferences_per_s", 1e3 / p50, "1/s"),
-            row(f"{case.name}/actions_per_s", case.batch * 1e3 / p50, "1/s", 1e3 / plain_ms, ratio),
+            row(f"{case.name}/actions_per_s", case.batch * 1e3 / p50, "1/s", plain_ms and 1e3 / plain_ms, ratio),
             row(f"{case.name}/tokens_that_differ", _difference(report, case), "1"),
             row(f"{case.name}/passes", timing.passes, "1"),
         ]
@@ -320,14 +337,24 @@ def _flops_per_s(report: Report, case: Case, stage: str) -> float:
     return passes * report.costs[case.batch][stage].flops / (float(np.mean(timing.stages_ms()[stage])) / 1e3)
 
 
-def _difference(report: Report, case: Case) -> float:
-    """Return the share of action tokens that differ from plain's, or, in another precision, from the first's."""
-    first = next(c.dtype for c in report.timings)
-    if case.dtype == first and case.how in ("", COMPILED):
-        mine, other = report.timings[case].tokens, report.plain.tokens
+def _difference(report: Report, case: Case) -> float | None:
+    """Return the share of action tokens that differ from plain's, or, in another precision, from the first's.
+
+    None without a baseline, or where it does not see what the policy sees.
+    """
+    first, mine = next(c for c in report.timings if not c.plain), report.timings[case].tokens
+    if case.dtype == first.dtype and case.how in (first.how, COMPILED):
+        if report.plain is None or not report.tokens_compare:
+            return None
+        other = report.plain.tokens
     else:
-        mine, other = report.timings[case].tokens, report.timings[Case(first, case.batch)].tokens
+        other = report.timings[Case(first.dtype, case.batch)].tokens
     return float(np.mean([m[: len(o)] != o[: len(m)] for m, o in zip(mine, other, strict=True)]))
+
+
+def _shares(report: Report) -> list[str]:
+    found = [None if case.plain else _difference(report, case) for case in report.timings]
+    return ["" if share is None else f"{share:.1%}" for share in found]
 
 
 def _table(report: Report) -> Table:
@@ -340,14 +367,14 @@ def _table(report: Report) -> Table:
         cells = [t.stages_ms().get(stage) for t in report.timings.values()]
         table.add_row(f"  {stage}", *("" if ms is None else f"{np.median(ms):.1f}" for ms in cells))
     cases = report.timings.items()
-    plain_ms = report.plain.percentile_ms(50)
+    ratios = [report.to_plain(case) for case in report.timings]
     table.add_row("an inference", *(f"{t.percentile_ms(50):.1f}" for _, t in cases))
     table.add_row("  p99", *(f"{t.percentile_ms(99):.1f}" for _, t in cases))
     table.add_row("inferences/s", *(f"{1e3 / t.percentile_ms(50):.1f}" for _, t in cases))
     table.add_row("actions/s", *(f"{c.batch * 1e3 / t.percentile_ms(50):.1f}" for c, t in cases))
-    table.add_row("  to plain's", *(f"{c.batch * plain_ms / t.percentile_ms(50):.2f}x" for c, t in cases))
+    table.add_row("  to plain's", *("" if ratio is None else f"{ratio:.2f}x" for ratio in ratios))
     table.add_row("passes over an answer", *("" if c.plain else f"{t.passes:.1f}" for c, t in cases))
-    table.add_row("tokens that differ", *("" if c.plain else f"{_difference(report, c):.1%}" for c, _ in cases))
+    table.add_row("tokens that differ", *_shares(report))
     return table
 
 
@@ -364,8 +391,14 @@ def _words(report: Report) -> str:
             lines.append(f"  {case.name}: " + ", ".join(shares))
     sizes = (f"{variant} {size / 1e6:.1f} MB" for variant, size in report.weights_bytes.items())
     lines.append("Weights: " + ", ".join(sizes) + ".")
-    lines.append(f"Memory: {report.memory_bytes_per_s / 1e9:.1f} GB/s.")
-    lines.append("Tokens that differ: from plain's in the first precision, from the first precision's in another.")
+    if report.memory_bytes_per_s is not None:
+        lines.append(f"Memory: {report.memory_bytes_per_s / 1e9:.1f} GB/s.")
+    if report.plain is None:
+        lines.append("Nothing to compare with: --baseline POLICY adds the policy that this one was made of.")
+    elif report.tokens_compare:
+        lines.append("Tokens that differ: from plain's in the first precision, from the first precision's in another.")
+    else:
+        lines.append("Tokens are not compared: transformers has no token for the arm's state, which the graphs read.")
     return "\n".join(lines)
 
 
@@ -386,8 +419,9 @@ def _draw(report: Report, path: Path) -> None:
         widths = [float(np.median(t.stages_ms().get(stage, [0.0]))) / c.batch for c, t in report.timings.items()]
         axes.barh(names, widths, left=left, label=stage)
         left += widths
-    index = next(i for i, case in enumerate(report.timings) if case.plain)
-    axes.barh(names[index], report.plain.percentile_ms(50), color="0.7", label="plain timm + transformers")
+    if report.plain is not None:
+        index = next(i for i, case in enumerate(report.timings) if case.plain)
+        axes.barh(names[index], report.plain.percentile_ms(50), color="0.7", label="plain timm + transformers")
     axes.invert_yaxis()
     axes.set_xlabel("ms an observation (median)")
     axes.legend(fontsize=8)

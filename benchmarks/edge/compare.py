@@ -8,10 +8,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Self
 
 import numpy as np
@@ -23,7 +24,9 @@ from vla_robot.cli.common.cli_common import option
 from vla_robot.cli.common.json_out import write_json
 from vla_robot.cli.common.terminal import Terminal
 from vla_robot.core.errors import PolicyError, RecipeError
+from vla_robot.core.host.optional import require
 from vla_robot.core.host.provenance import row
+from vla_robot.recipe.policy_source import find_policy
 
 BASELINE, REFERENCE = "transformers", "torch"
 """Whose times, and whose tokens, the others are compared with."""
@@ -38,12 +41,12 @@ class EdgeArgs:
 
     policy: Annotated[str, option("POLICY")] = "openvla_nano"
     """the policy in torch"""
-    exported: Annotated[Path, option("FOLDER")] = Path("runs/edge")
-    """its folder of `vla export onnx`"""
+    exported: Annotated[Path | None, option("FOLDER")] = None
+    """its folder of `vla export onnx`; by default it is exported for this run, and removed after it"""
     batch: Annotated[tuple[int, ...], option("N ...")] = (1, 4)
     """batch sizes"""
     rounds: Annotated[int, option("N")] = 50
-    """inferences of each contender and batch size"""
+    """inferences of each contender and batch size; with --observations, 0 measures no times"""
     compiled: bool = False
     """also torch's compiled graphs; compiling takes a minute per batch size"""
     python: Annotated[Path | None, option("PYTHON")] = None
@@ -58,8 +61,8 @@ class EdgeArgs:
     """also write the results to this file as JSON"""
 
     def __post_init__(self) -> None:
-        if min(self.batch, default=0) < 1 or self.rounds < 1:
-            raise RecipeError("--batch and --rounds take numbers from 1 on.")
+        if min(self.batch, default=0) < 1 or self.rounds < (not self.observations):
+            raise RecipeError("--batch and --rounds take numbers from 1 on; --rounds 0 needs --observations.")
 
 
 @dataclass
@@ -92,23 +95,50 @@ def main(args: EdgeArgs) -> int:
         PolicyError: a contender fails; the message has its last line.
     """
     console = Terminal()
-    console.print(f"vla bench edge: {args.policy} and {args.exported}, {args.rounds} rounds")
-    if args.observations:
-        from benchmarks.edge.tokens import compare_tokens
-
-        seen = compare_tokens(args.policy, args.exported, args.env, args.observations)
-        console.print(
-            f"On {seen.observations} observations of {seen.episodes} episodes of {args.env}, {seen.differ} of "
-            f"{seen.tokens} tokens differ from torch's."
-        )
-    measured = measure(args)
-    console.print(_table(measured))
+    with _exported(args, console) as folder:
+        args = replace(args, exported=folder)
+        console.print(f"vla bench edge: {args.policy} and {folder}, {args.rounds} rounds")
+        seen = _compared(args, folder, console)
+        measured = measure(args) if args.rounds else {}
+    if measured:
+        console.print(_table(measured))
     sizes = {"edge": environment_mb(args.python)} if args.python else {}
     for name, size in sizes.items():
         console.print(f"Size of the environment [{name}]: {size:.0f} MB.")
     if args.json:
-        write_json(args.json, "bench edge", rows(measured, sizes))
+        write_json(args.json, "bench edge", [*seen, *rows(measured, sizes)])
     return 0
+
+
+@contextmanager
+def _exported(args: EdgeArgs, console: Terminal) -> Iterator[Path]:
+    """Yield the folder that is named, or one that is exported for the `with` block."""
+    if args.exported is not None:
+        yield args.exported
+        return
+    require("torch", "policy", "exporting a policy")
+    require("onnxscript", "export", "exporting a policy")
+    from vla_robot.policy.onnx.export.write import Choices, export
+
+    source = find_policy(args.policy)
+    with TemporaryDirectory(prefix="vla_bench_edge_") as folder:
+        choices = Choices(tuple(sorted({1, *args.batch} if args.rounds else {1})))
+        export(Path(folder), source.name, source.recipe, choices, lambda line: console.print(f"  {line}"))
+        yield Path(folder)
+
+
+def _compared(args: EdgeArgs, folder: Path, console: Terminal) -> list[dict[str, Any]]:
+    """Compare as many tokens as are asked for; return the rows for JSON."""
+    if not args.observations:
+        return []
+    from benchmarks.edge.tokens import compare_tokens
+
+    seen = compare_tokens(args.policy, folder, args.env, args.observations)
+    console.print(
+        f"On {seen.observations} observations of {seen.episodes} episodes of {args.env}, {seen.differ} of "
+        f"{seen.tokens} tokens differ from torch's."
+    )
+    return [row("compared/tokens", seen.tokens, "1"), row("compared/tokens_that_differ", seen.differ, "1")]
 
 
 def measure(args: EdgeArgs) -> dict[str, Measured]:

@@ -68,7 +68,7 @@ class _Both:
         self._mine.reset(seed)
 
     def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-        mine = self._mine.tokens(observations)
+        mine = self._mine.answers(observations)
         theirs = self._theirs.generate(self._theirs.read(observations), mine.shape[1])
         self.differ.append(int(np.sum(mine != theirs)))
         self.tokens += mine.size

@@ -14,16 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from benchmarks.models.turns import SCENES, scene
 from vla_robot.core.messages import Observation
 from vla_robot.recipe.policy_source import find_policy
 
 type Answer = Callable[[list[Observation]], list[list[int]]]
 """Maps observations to the tokens of each."""
-
-INSTRUCTION = "lift the red cube"
-SCENES = 32
 
 
 class Contender(NamedTuple):
@@ -64,7 +60,7 @@ def plain_way(policy: str, exported: str) -> Contender:
     recipe = find_policy(policy).recipe
     assert isinstance(recipe, CheckpointRecipe)
     loaded: Any = family_of(recipe.checkpoint).load(recipe.checkpoint, statistics_key=recipe.statistics_key)
-    dims, scenes = len(loaded.action_stats()), _scenes(exported)
+    dims, scenes = len(loaded.action_stats()), scenes_of(exported)
     if isinstance(loaded, OpenVLAPolicy):
         baseline = Baseline(loaded.model, loaded.preprocessor)
         infer = plain(baseline, loaded, scenes, list(scenes[0].images), dims)
@@ -79,7 +75,7 @@ def onnx_way(policy: str, exported: str, provider: str = "cpu") -> Contender:
     from vla_robot.policy.onnx.policy import OnnxPolicy
 
     loaded = OnnxPolicy(Path(exported), provider)
-    return Contender(lambda seen: loaded.tokens(seen).tolist())
+    return Contender(lambda seen: loaded.answers(seen).tolist())
 
 
 WAYS: Mapping[str, Callable[[str, str], Contender]] = {
@@ -94,7 +90,7 @@ WAYS: Mapping[str, Callable[[str, str], Contender]] = {
 def main(arguments: Sequence[str]) -> None:
     """Answer until the input ends."""
     way, policy, exported, started = arguments
-    scenes = _scenes(exported)
+    scenes = scenes_of(exported)
     answer, sees_all = WAYS[way](policy, exported)
     first = answer(scenes[:1])
     start_s = time.monotonic() - float(started)
@@ -112,22 +108,13 @@ def main(arguments: Sequence[str]) -> None:
         _say(ms=(time.perf_counter() - begin) * 1e3, tokens=tokens, memory_mb=_memory_mb())
 
 
-def _scenes(exported: str) -> list[Observation]:
+def scenes_of(exported: str) -> list[Observation]:
     """Return scenes of random coarse colours for the cameras of an exported folder."""
     from vla_robot.policy.onnx.record import read_record
-    from vla_robot.policy.vla.small_files import read_embodiment
 
-    arm, record = read_embodiment(Path(exported)), read_record(Path(exported))
-    names = [camera.name for camera in arm.cameras] if arm else [f"camera_{n}" for n in range(record.inputs.num_images)]
-    state = np.zeros(record.inputs.proprio_dim or 0)
-    rng = np.random.default_rng(0)
-
-    def scene(step: int) -> Observation:
-        coarse = {name: rng.integers(0, 256, (7, 7, 3)) for name in names}
-        images = {name: np.kron(c, np.ones((32, 32, 1))).astype(np.uint8) for name, c in coarse.items()}
-        return Observation(images, state, INSTRUCTION, stamp_ns=0, step=step)
-
-    return [scene(step) for step in range(SCENES)]
+    record = read_record(Path(exported))
+    names = record.cameras or [f"camera_{n}" for n in range(record.inputs.num_images)]
+    return [scene(names, record.inputs.proprio_dim or 0, number, number) for number in range(SCENES)]
 
 
 def _memory_mb() -> float:

@@ -19,7 +19,8 @@ from typing import Annotated, Any
 import tyro
 from rich.table import Table
 
-from benchmarks.models.inference_times import Timing, ours, take_turns
+from benchmarks.models.inference_times import ours
+from benchmarks.models.turns import Timing, take_turns
 from vla_robot.cli.build import open_world
 from vla_robot.cli.common.cli_common import option
 from vla_robot.cli.common.json_out import write_json

@@ -1,10 +1,9 @@
-"""Measures inference time by stage, and the machine's limits. Used by `vla bench policy`."""
+"""What takes turns in `vla bench policy`, in torch, and the machine's limits."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from torch import nn
 
 from benchmarks.models.plain_inference import Baseline
 from benchmarks.models.plain_vlm import PlainVLM
+from benchmarks.models.turns import Contender, window
 from vla_robot.core.messages import Observation
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.policy import OpenVLAPolicy
@@ -23,51 +23,12 @@ from vla_robot.policy.vlm.family import VLMPolicy
 BANDWIDTH_BYTES = 256 * 2**20
 
 
-@dataclass
-class Timing:
-    """Times of one contender at one batch size.
-
-    Attributes:
-        total_ms: one number per inference [ms].
-        stages: one per inference; without any stage for a contender other than this package.
-        tokens: (B, action_dim), one answer per inference.
-    """
-
-    total_ms: list[float] = field(default_factory=list[float])
-    stages: list[StageTimer] = field(default_factory=list[StageTimer])
-    tokens: list[NDArray[np.int64]] = field(default_factory=list[NDArray[np.int64]])
-
-    def stages_ms(self) -> dict[str, list[float]]:
-        """Return one number per inference by stage [ms]; empty for a contender other than this package."""
-        names = dict.fromkeys(name for stages in self.stages for name in stages.ms)
-        return {name: [stages.ms[name] for stages in self.stages] for name in names}
-
-    @property
-    def passes(self) -> float:
-        """Mean number of passes over an answer, without the one that read the prompt."""
-        return float(np.mean([stages.passes for stages in self.stages]))
-
-    def percentile_ms(self, percent: float) -> float:
-        """Return a percentile of the whole inference [ms]."""
-        return float(np.percentile(self.total_ms, percent))
-
-    def book(self, total_ms: float, stages: StageTimer, tokens: NDArray[np.int64]) -> None:
-        """Add one inference."""
-        self.total_ms.append(total_ms)
-        self.stages.append(stages)
-        self.tokens.append(tokens)
-
-
-Contender = Callable[[int], tuple[NDArray[np.int64], StageTimer]]
-"""Maps a round's number to (B, action_dim) tokens and the times of its stages."""
-
-
 def ours(policy: AnyVLAPolicy, scenes: Sequence[Observation], batch_size: int, action_dim: int) -> Contender:
     """Return this package's inference of a batch, from frames to actions in units."""
 
     def infer(number: int) -> tuple[NDArray[np.int64], StageTimer]:
         stages = policy.model.timer()
-        batch = policy.read(_window(scenes, number, batch_size))
+        batch = policy.read(window(scenes, number, batch_size))
         stages.lap("preprocess")
         tokens = policy.generate(batch, action_dim, stages)
         policy.codec.values[policy.codec.rows(tokens)]
@@ -101,53 +62,6 @@ def plain(
         return tokens[None].cpu().numpy(), StageTimer()
 
     return infer
-
-
-def without_stages(contender: Contender) -> Contender:
-    """Return the contender without the times of its stages, which a wall clock measures."""
-
-    def infer(number: int) -> tuple[NDArray[np.int64], StageTimer]:
-        tokens, stages = contender(number)
-        bare = StageTimer()
-        bare.passes = stages.passes
-        return tokens, bare
-
-    return infer
-
-
-def _window(scenes: Sequence[Observation], number: int, size: int) -> list[Observation]:
-    """Return the scenes of a round; the first one is the same for every size."""
-    return [scenes[(number + row) % len(scenes)] for row in range(size)]
-
-
-def take_turns(
-    contenders: Mapping[str, Contender],
-    rounds: int,
-    on_round: Callable[[], None],
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, Timing]:
-    """Run every contender once per round, so that other load hits all alike; the first round is not counted.
-
-    Their order is shuffled each round, since the one after a large batch finds its weights evicted from the caches.
-
-    Args:
-        contenders: name -> contender.
-        rounds: counted rounds.
-        on_round: called after each round.
-        clock: gives the time [s]; `time.process_time` counts what this process's threads ran, not what they waited.
-    """
-    timings = {name: Timing() for name in contenders}
-    order, rng = list(contenders), np.random.default_rng(0)
-    for number in range(-1, rounds):
-        rng.shuffle(order)
-        for name in order:
-            start = clock()
-            tokens, stages = contenders[name](max(number, 0))
-            elapsed_ms = (clock() - start) * 1e3
-            if number >= 0:
-                timings[name].book(elapsed_ms, stages, tokens)
-        on_round()
-    return timings
 
 
 @torch.inference_mode()

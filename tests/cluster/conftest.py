@@ -13,23 +13,27 @@ NODE_BYTES = 2500 * 10**6
 
 
 class Nodes:
-    """A head without cores, and nodes of one core and 2.5 GB each, which may be killed and added."""
+    """A head without cores, and nodes of one core and 2.5 GB each, which may be killed and added.
 
-    def __init__(self, count: int, cores: int = 1) -> None:
+    Emulated GPUs are numbers: Ray hands them out, and nothing computes on them.
+    """
+
+    def __init__(self, count: int, cores: int = 1, gpus: int = 0) -> None:
         from ray.cluster_utils import Cluster
 
         head = {"num_cpus": 0, "object_store_memory": STORE_BYTES, "include_dashboard": False}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self._nodes: list[Any] = []
         for _ in range(count):
-            self.add(cores)
+            self.add(cores, gpus)
 
     @property
     def address(self) -> str:
         return str(self._cluster.address)
 
-    def add(self, cores: int = 1) -> None:
-        node = self._cluster.add_node(num_cpus=cores, memory=cores * NODE_BYTES, object_store_memory=STORE_BYTES)
+    def add(self, cores: int = 1, gpus: int = 0) -> None:
+        room = cores * NODE_BYTES
+        node = self._cluster.add_node(num_cpus=cores, num_gpus=gpus, memory=room, object_store_memory=STORE_BYTES)
         self._nodes.append(node)
 
     def kill(self) -> None:
@@ -59,8 +63,8 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Nodes]]:
     monkeypatch.setenv("RAY_raylet_start_wait_time_s", "300")  # a busy computer takes its time
     started: list[Nodes] = []
 
-    def start(count: int, cores: int = 1) -> Nodes:
-        started.append(Nodes(count, cores))
+    def start(count: int, cores: int = 1, gpus: int = 0) -> Nodes:
+        started.append(Nodes(count, cores, gpus))
         monkeypatch.setenv("RAY_ADDRESS", started[-1].address)
         return started[-1]
 

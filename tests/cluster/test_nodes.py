@@ -45,6 +45,14 @@ def test_a_node_killed_in_the_middle_costs_no_job_and_a_new_node_gets_some(
     assert sorted(results) == [k * k for k in range(6)]
 
 
+def test_copies_of_a_policy_get_a_gpu_each(nodes: Callable[..., Any]) -> None:
+    nodes(1, cores=2, gpus=2)
+    with ray_cluster("auto") as runner:
+        assert runner.has_gpu()
+        with runner.share(toy_tasks.visible_gpus, 1, Resources(1, 100, gpus=1), copies=2) as shared:
+            assert {shared.call(toy_tasks.first) for _ in range(4)} == {"0", "1"}
+
+
 def test_what_cannot_go_on_is_told(nodes: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     nodes(1)
     with ray_cluster("auto") as runner, runner.workers(toy_tasks.counter, 1, ONE) as workers:

@@ -1,27 +1,30 @@
-"""What every runner of tasks promises, its workers and its shared objects. A new one joins by one line in RUNNERS."""
+"""What every runner of tasks promises, its workers and its objects. A new one joins by one line in RUNNERS."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import toy_tasks
 
 from vla_robot.cli.build import open_runner
-from vla_robot.core.errors import DataError
+from vla_robot.core.errors import DataError, LostError
 from vla_robot.core.ports import TaskRunner
 from vla_robot.core.ports.tasks import Resources
 
 from ..contracts.kinds import class_names
 
 SMALL = Resources(cpus=0.5, memory_mb=50)
+PATIENCE_S = 300.0
+"""For an answer that a busy computer may delay."""
 
 RUNNERS: dict[str, str | None] = {
-    "LocalRunner _LocalWorkers _LocalObject": None,
-    "RayRunner _RayWorkers _RayObject": "local",
+    "LocalRunner _LocalWorkers _LocalObject _LocalPlaced": None,
+    "RayRunner _RayWorkers _RayObject _RayPlaced": "local",
 }
-"""Classes of a runner, of its workers and of its shared objects -> the value of --cluster."""
+"""Classes of a runner, of its workers, of its shared and of its placed objects -> the value of --cluster."""
 
 
 @pytest.fixture(scope="module", params=RUNNERS)
@@ -81,6 +84,35 @@ def test_all_workers_ask_one_shared_object(runner: TaskRunner) -> None:
         assert shared.call(toy_tasks.calls) == 8
         with pytest.raises(DataError, match=r"^a negative question\.$"):
             list(workers.run(toy_tasks.Asking(shared), [-1]))
+
+
+def test_a_placed_object_answers_until_it_is_lost(runner: TaskRunner) -> None:
+    placed = runner.place(toy_tasks.model, SMALL)
+    assert placed.call(PATIENCE_S, toy_tasks.ask, 1) == 1001
+    with pytest.raises(DataError, match=r"^a negative question\.$"):
+        placed.call(PATIENCE_S, toy_tasks.ask, -1)
+    assert placed.call(PATIENCE_S, toy_tasks.calls) == 1 and placed.lost == ""
+    placed.kill()
+    with pytest.raises(LostError):
+        placed.call(PATIENCE_S, toy_tasks.ask, 1)
+    assert placed.lost
+    placed.close()
+
+
+def test_a_placed_object_that_does_not_answer_is_ended(runner: TaskRunner, tmp_path: Path) -> None:
+    placed = runner.place(toy_tasks.model, SMALL)
+    assert placed.call(PATIENCE_S, toy_tasks.ask, 1) == 1001
+    with pytest.raises(LostError, match="no answer within"):
+        placed.call(0.3, toy_tasks.wait_for, tmp_path / "gate")
+    (tmp_path / "gate").touch()
+    assert placed.lost
+
+
+def test_what_keeps_a_placed_object_from_being_made_is_raised(runner: TaskRunner) -> None:
+    placed = runner.place(toy_tasks.refusing, SMALL)
+    with pytest.raises(DataError, match=r"^no state can be made here\.$"):
+        placed.call(PATIENCE_S, len)
+    placed.close()
 
 
 def test_room_is_counted_by_cores_and_memory(runner: TaskRunner) -> None:

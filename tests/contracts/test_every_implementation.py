@@ -53,6 +53,7 @@ SUITES: dict[str, tuple[str, tuple[Iterable[str], ...]]] = {
     "ReportsStages": WORLDS,
     "ReportsStatus": ROBOTS,
     "Robot": ROBOTS,
+    "PlacedObject": RUNNERS,
     "SharedObject": RUNNERS,
     "SharesControl": TELEOPERATORS,
     "Sticks": TELEOPERATORS,

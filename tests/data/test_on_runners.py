@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,14 @@ import numpy as np
 import pytest
 
 from vla_robot.cluster.local import LocalRunner
+from vla_robot.core.episode import Episode
 from vla_robot.core.errors import DataError
 from vla_robot.core.ports import EpisodeSource
 from vla_robot.core.ports.tasks import Resources
 from vla_robot.data.formats.conversion_metadata import Options
+from vla_robot.data.formats.lerobot.convert import to_lerobot
+from vla_robot.data.formats.lerobot.convert_tasks import to_lerobot_by_tasks
+from vla_robot.data.formats.lerobot.layout import read_episode_rows
 from vla_robot.data.formats.pieces import pieces_of
 from vla_robot.data.formats.rlds import convert_shards, storage
 from vla_robot.data.formats.rlds.convert import to_rlds
@@ -176,6 +181,65 @@ def test_a_conversion_without_tasks_is_not_continued_with_them(tmp_path: Path, m
         to_rlds(source, tmp_path / "mine", Options(), killed)
     with pytest.raises(DataError, match="Continue it without --cluster"):
         to_rlds_shards(source, str(tmp_path / "mine"), Options(), Threads(1))
+
+
+@dataclass(frozen=True)
+class Instructed(ToySource):
+    """Each episode has one of three instructions, the third one late."""
+
+    def episode(self, index: int, fields: Collection[str] | None = None) -> Episode:
+        found = super().episode(index, fields)
+        task = ("lift it", "drop it", "turn it")[2 if index > 4 else index % 2]
+        return replace(found, steps={**found.steps, "language_instruction": (task,) * len(found)})
+
+
+INSTRUCTED = Instructed([2 + k % 5 for k in range(9)])
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    """A dataset's files, without the lock."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith(".")
+    }
+
+
+def test_lerobot_by_tasks_has_the_bytes_of_one_process(tmp_path: Path) -> None:
+    alone = to_lerobot(INSTRUCTED, tmp_path / "alone", Options(), no_progress)
+    seen: list[tuple[int, int]] = []
+    converted = to_lerobot_by_tasks(
+        INSTRUCTED, tmp_path / "tasks", Options(), Threads(3), lambda *done: seen.append(done), piece_steps=6
+    )
+    assert converted == alone and seen == [(done, 9) for done in range(1, 10)]
+    assert files_in(tmp_path / "tasks") == files_in(tmp_path / "alone")
+    again = to_lerobot_by_tasks(INSTRUCTED, tmp_path / "tasks", Options(), Threads(3))
+    assert (again.episodes, again.new) == (9, 0)
+    with pytest.raises(DataError, match="holds another conversion"):
+        to_lerobot_by_tasks(toy(8), tmp_path / "tasks", Options(), Threads(3))
+
+
+@pytest.mark.parametrize("goes_on", ["tasks", "one process"])
+def test_a_killed_conversion_to_lerobot_goes_on(goes_on: str, tmp_path: Path) -> None:
+    def killed_at_the_fourth(done: int, total: int) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        to_lerobot_by_tasks(INSTRUCTED, tmp_path / "mine", Options(), Threads(2), killed_at_the_fourth, piece_steps=6)
+    if goes_on == "tasks":
+        converted = to_lerobot_by_tasks(INSTRUCTED, tmp_path / "mine", Options(), Threads(2), piece_steps=6)
+    else:
+        converted = to_lerobot(INSTRUCTED, tmp_path / "mine", Options(), no_progress)
+    assert (converted.new, converted.episodes) == (5, 9)
+    to_lerobot(INSTRUCTED, tmp_path / "alone", Options(), no_progress)
+    mine, alone = (
+        {name: content for name, content in files_in(tmp_path / folder).items() if "meta/episodes/" not in name}
+        for folder in ("mine", "alone")
+    )
+    assert mine == alone
+    columns = ["episode_index", "tasks", "length", "dataset_from_index", "stats/action/mean"]
+    assert read_episode_rows(tmp_path / "mine", columns) == read_episode_rows(tmp_path / "alone", columns)
 
 
 @pytest.mark.parametrize("name", ["../out", "a/b", "", ".hidden", "/tmp/x"])

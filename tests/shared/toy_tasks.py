@@ -6,11 +6,14 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vla_robot.core.errors import DataError
+from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.core.ports.tasks import SharedObject, ShouldStop
+from vla_robot.serve.replicas.program import Ready
+from vla_robot.testing import toy_embodiment
 
 
 @contextlib.contextmanager
@@ -101,3 +104,37 @@ class Asking:
 
     def __call__(self, state: list[int], job: int, should_stop: ShouldStop) -> int:
         return self._shared.call(ask, job)
+
+
+@contextlib.contextmanager
+def served() -> Iterator[Ready]:
+    """A policy for a replica: doubles the state, and says its process."""
+
+    def act(observations: Sequence[Observation], keys: Sequence[str | None]) -> list[ActionChunk]:
+        told = {"pid": float(os.getpid())}
+        return [ActionChunk(2 * o.state[None], o.stamp_ns, o.step, told) for o in observations]
+
+    yield Ready(act, toy_embodiment(), "a toy")
+
+
+@contextlib.contextmanager
+def refused() -> Iterator[Ready]:
+    """A policy that cannot be loaded."""
+    raise DataError("no policy can be loaded here.")
+    yield
+
+
+@contextlib.contextmanager
+def visible_gpus() -> Iterator[list[str]]:
+    """The GPUs that this process may use."""
+    yield [os.environ.get("CUDA_VISIBLE_DEVICES", "")]
+
+
+def first(state: list[str]) -> str:
+    return state[0]
+
+
+def wait_for(state: object, gate: Path) -> None:
+    """Return when a file exists."""
+    while not gate.exists():
+        time.sleep(0.05)

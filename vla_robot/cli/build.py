@@ -12,18 +12,15 @@ from typing import TYPE_CHECKING
 
 from vla_robot.core.embodiment import ActionSpace, Embodiment
 from vla_robot.core.errors import ContractError, RecipeError
-from vla_robot.core.host.optional import require
 from vla_robot.core.ports import Guard, Policy, TaskRunner, World
 from vla_robot.recipe.env import EnvRecipe, SimulationRecipe
 from vla_robot.recipe.peer import PeerRecipe
 from vla_robot.recipe.policy import (
     GrootRecipe,
-    OnnxRecipe,
     OpenpiRecipe,
     PolicyRecipe,
     RemoteRecipe,
     ReplayRecipe,
-    WeightsRecipe,
 )
 from vla_robot.recipe.policy_source import PolicySource
 from vla_robot.transport.keys import ClientSecurity, KeyFolder, ServerSecurity
@@ -174,24 +171,6 @@ def build_policy(
 
     policy = _connect_policy(source.recipe, embodiment, key) or _load_policy(source.recipe, env, embodiment)
     return wrap_policy(policy, source.recipe, embodiment, rows)
-
-
-def device_of(source: PolicySource) -> str | None:
-    """Return the device of a policy's weights, in words; None if it has none in this process.
-
-    Raises:
-        ContractError: there is no such device on this computer.
-        MissingDependencyError: torch, or onnxruntime for kind 'onnx', is not installed.
-    """
-    if not isinstance(source.recipe, WeightsRecipe):
-        return None
-    if isinstance(source.recipe, OnnxRecipe):
-        require("onnxruntime", "edge", f"policy '{source.name}'")
-        return f"onnxruntime's {source.recipe.provider}"
-    require("torch", "policy", f"policy '{source.name}'")
-    from vla_robot.policy.device import device_in_words, torch_device
-
-    return device_in_words(torch_device(source.recipe.device))
 
 
 def build_robot_policy(

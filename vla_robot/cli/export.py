@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Generator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,7 +29,7 @@ class ExportArgs:
 
     project: Annotated[Literal["lerobot", "onnx"], tyro.conf.Positional]
     """lerobot: lerobot-eval and lerobot-rollout take the folder as --policy.path;
-    onnx: static graphs that `vla run`, `serve` and `eval` take without torch, checked against torch's tokens"""
+    onnx: static graphs that `vla run`, `serve` and `eval` take without torch, checked against torch's answers"""
     policy: Annotated[str, tyro.conf.Positional, option("POLICY")]
     """the policy, by name or path"""
     out: Annotated[Path, tyro.conf.Positional, option("FOLDER")]
@@ -66,6 +66,7 @@ def _to_onnx(args: ExportArgs, source: PolicySource) -> int:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         require(package, "export", "exporting a policy")
     from vla_robot.policy.onnx.export.write import Choices, export
+    from vla_robot.policy.onnx.record import TokenAnswer
 
     choices = Choices(args.rows, args.text, args.frame, args.int8)
     with _new(args.out) as folder:
@@ -75,12 +76,13 @@ def _to_onnx(args: ExportArgs, source: PolicySource) -> int:
     assert parity is not None
     say(
         f"vla export: {shown(source)} → {short_path(args.out)}, {len(record.files) - 1} graphs, {size / 1e6:.1f} MB\n"
-        f"Beside torch on {parity.observations} observations: {parity.differ:.2%} of {parity.tokens} tokens differ, "
-        f"logits by at most {parity.logits:.1e}\n"
+        f"Beside torch on {parity.observations} observations: {parity.differ:.2%} of {parity.compared} "
+        f"{'tokens' if isinstance(record.answer, TokenAnswer) else 'numbers'} differ, "
+        f"the graphs' output by at most {parity.outputs:.1e}\n"
         f"Next: vla run --env lift --policy {args.out}"
     )
     if args.json:
-        write_json(args.json, "export", [], policy=source.name, folder=str(args.out), record=asdict(record))
+        write_json(args.json, "export", [], policy=source.name, folder=str(args.out), record=record.as_data())
     return 0
 
 

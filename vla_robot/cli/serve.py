@@ -8,12 +8,13 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from vla_robot.cli.build import device_of, server_security
+from vla_robot.cli.build import open_runner, require_cluster_name, server_security
 from vla_robot.cli.common.cli_common import on, option, shown
 from vla_robot.cli.common.interrupt import stop_on_interrupt
 from vla_robot.cli.common.json_out import write_json
@@ -22,6 +23,7 @@ from vla_robot.cli.common.terminal import say
 from vla_robot.core.clock import NS_PER_MS
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import ContractError, RecipeError
+from vla_robot.core.ports import TaskRunner
 from vla_robot.recipe.peer import PeerRecipe
 from vla_robot.recipe.policy import GrootRecipe, OpenpiRecipe, WeightsRecipe
 from vla_robot.recipe.policy_source import PolicySource, find_policy
@@ -31,11 +33,12 @@ from vla_robot.serve.interop.rest import RestServer
 from vla_robot.serve.interop.vla_eval_server import EvalSchema, EvalServer
 from vla_robot.serve.metrics.process import MetricsProcess, Periodic, metrics_address
 from vla_robot.serve.policy.batcher import Batcher, Line
-from vla_robot.serve.policy.load import build_served_policy, weights_of
+from vla_robot.serve.policy.load import build_served_policy, device_of, model_needs, weights_of
 from vla_robot.serve.policy.server import PolicyServer, Served, answering
 from vla_robot.serve.replicas.batcher import ReplicatedBatcher
+from vla_robot.serve.replicas.placed import LoadThere, PlacedReplica
 from vla_robot.serve.replicas.placement import core_sets
-from vla_robot.serve.replicas.replica import program
+from vla_robot.serve.replicas.replica import ProcessReplica, Replica, program
 from vla_robot.transport.sockets import ServerSocket
 from vla_robot.transport.wake import Wake
 
@@ -59,6 +62,8 @@ class ServeArgs:
     auto (a GPU if there is one), cpu, cuda, cuda:1 or mps"""
     replicas: Annotated[int | None, option("N")] = None
     """run the policy in N processes, each on its own GPU or its share of the cores, behind this one address"""
+    cluster: Annotated[str | None, option("local|auto|ray://HOST:10001")] = None
+    """place the replicas (one without --replicas) on the nodes of a Ray cluster (extra [cluster]; docs/cluster.md)"""
     max_batch: Annotated[int, option("N")] = 16
     """largest number of observations in one inference"""
     max_wait_ms: Annotated[float, option("MS")] = 5.0
@@ -86,6 +91,8 @@ class ServeArgs:
             metrics_address(self.metrics)
         if self.replicas is not None and not 1 <= self.replicas <= MAX_REPLICAS:
             raise RecipeError(f"--replicas {self.replicas}: 1 to {MAX_REPLICAS} processes.")
+        if self.cluster is not None:
+            require_cluster_name(self.cluster)
         if self.openpi_words is not None and self.openpi is None:
             raise RecipeError("--openpi-words is an option of --openpi PORT, which is missing.")
         if self.vla_eval_words is not None and self.vla_eval is None:
@@ -103,7 +110,7 @@ def main(args: ServeArgs) -> int:
     line = Line(args.max_batch, round(args.max_wait_ms * NS_PER_MS))
     security = server_security(args.bind, args.key)
     weights_of(source)  # refuses before a process starts
-    device = None if args.replicas else device_of(source)
+    device = None if args.replicas or args.cluster else device_of(source)
     say(f"vla serve: {shown(source)}{on(device)}", flush=True)
     with contextlib.ExitStack() as stack:
         wake = stack.enter_context(contextlib.closing(Wake()))
@@ -125,9 +132,16 @@ def main(args: ServeArgs) -> int:
 @contextlib.contextmanager
 def _running(args: ServeArgs, source: PolicySource, line: Line) -> Iterator[tuple[Batcher, Embodiment | None]]:
     """Run the policy in a thread of this process, or in replicas; yield its batcher and its embodiment."""
+    if args.cluster is not None:
+        with (
+            open_runner(args.cluster, args.replicas or 1) as runner,
+            _replicated(_placed(args, source, runner), line) as it,
+        ):
+            yield it
+        return
     if args.replicas:
-        with _replicated(args, args.replicas, line) as running:
-            yield running
+        with _replicated(_started(args, args.replicas), line) as it:
+            yield it
         return
     act, embodiment = build_served_policy(source)
     batcher = Batcher(act, line)
@@ -139,12 +153,23 @@ def _running(args: ServeArgs, source: PolicySource, line: Line) -> Iterator[tupl
         thread.join()
 
 
-@contextlib.contextmanager
-def _replicated(args: ServeArgs, count: int, line: Line) -> Iterator[tuple[Batcher, Embodiment | None]]:
-    """Run the policy in replicas, which SIGUSR2 restarts one after the other."""
+def _started(args: ServeArgs, count: int) -> list[Callable[[], Replica]]:
+    """Return what starts each replica on this computer."""
     places = core_sets(sorted(os.sched_getaffinity(0)), count)
     commands = [program(args.policy, number, args.device, cores) for number, cores in enumerate(places)]
-    batcher = ReplicatedBatcher(commands, line, on_event=lambda text: say(f"  {text}", flush=True))
+    return [partial(ProcessReplica, command) for command in commands]
+
+
+def _placed(args: ServeArgs, source: PolicySource, runner: TaskRunner) -> list[Callable[[], Replica]]:
+    """Return what places each replica on a node."""
+    needs = model_needs(source, has_gpu=runner.has_gpu())
+    return [partial(PlacedReplica, runner, LoadThere(source, number), needs) for number in range(args.replicas or 1)]
+
+
+@contextlib.contextmanager
+def _replicated(starts: Sequence[Callable[[], Replica]], line: Line) -> Iterator[tuple[Batcher, Embodiment | None]]:
+    """Run the policy in replicas, which SIGUSR2 restarts one after the other."""
+    batcher = ReplicatedBatcher(starts, line, on_event=lambda text: say(f"  {text}", flush=True))
     with contextlib.closing(batcher):
         loaded = batcher.start()
         signal.signal(signal.SIGUSR2, lambda *_: batcher.restart())

@@ -5,16 +5,22 @@ from __future__ import annotations
 import contextlib
 import random
 import resource
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from threading import Event
 from typing import Any
 
 from vla_robot.cluster.worker_pool import run_in_pool
+from vla_robot.core.errors import LostError
 from vla_robot.core.host.provenance import available_cores, main_memory_mb
-from vla_robot.core.ports.tasks import Resources, SharedObject, ShouldStop, Workers
+from vla_robot.core.ports.tasks import PlacedObject, Resources, SharedObject, ShouldStop, Workers
 
 MEMORY_SHARE = 0.8
 """Share of the main memory that workers may take."""
+LOOK_S = 0.1
+"""How often a call looks whether it was ended [s]."""
 
 
 def not_stopped() -> bool:
@@ -65,6 +71,9 @@ class LocalRunner:
         with ExitStack() as stack:
             yield _LocalObject([stack.enter_context(make()) for _ in range(copies)])
 
+    def place[State](self, make: Callable[[], AbstractContextManager[State]], needs: Resources) -> PlacedObject[State]:
+        return _LocalPlaced(make)
+
 
 class _LocalWorkers[State]:
     def __init__(self, states: Sequence[State]) -> None:
@@ -89,3 +98,42 @@ class _LocalObject[State]:
 
     def call[Result](self, function: Callable[..., Result], *arguments: Any) -> Result:
         return function(random.choice(self._copies), *arguments)
+
+
+class _LocalPlaced[State]:
+    """A state in this process. A call that is killed ends in a thread of its own, whose result nobody gets."""
+
+    def __init__(self, make: Callable[[], AbstractContextManager[State]]) -> None:
+        self._make, self._stack, self._states = make, ExitStack(), list[State]()
+        self._thread = ThreadPoolExecutor(1)
+        self._killed = Event()
+
+    @property
+    def lost(self) -> str:
+        return "it was ended" if self._killed.is_set() else ""
+
+    def call[Result](self, timeout_s: float, function: Callable[..., Result], *arguments: Any) -> Result:
+        if self.lost:
+            raise LostError(f"{self.lost}.")
+        running, end_s = self._thread.submit(self._called, function, *arguments), time.monotonic() + timeout_s
+        while not self.lost:
+            done, _ = wait([running], LOOK_S)
+            if done:
+                return running.result()
+            if time.monotonic() > end_s:
+                self.kill()
+        raise LostError(f"it gave no answer within {timeout_s:g} s, or was ended.")
+
+    def close(self) -> None:
+        if not self.lost:
+            self._thread.submit(self._stack.close).result()
+        self.kill()
+
+    def kill(self) -> None:
+        self._killed.set()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _called[Result](self, function: Callable[..., Result], *arguments: Any) -> Result:
+        if not self._states:
+            self._states.append(self._stack.enter_context(self._make()))
+        return function(self._states[0], *arguments)

@@ -18,12 +18,13 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from threading import Event
 from typing import Any
 
 from vla_robot.cluster.local import not_stopped, process_peak_mb
 from vla_robot.cluster.versions import differences, present
-from vla_robot.core.errors import ContractError, TransportError, VlaError
-from vla_robot.core.ports.tasks import Resources, SharedObject, ShouldStop, Workers
+from vla_robot.core.errors import ContractError, LostError, TransportError, VlaError
+from vla_robot.core.ports.tasks import PlacedObject, Resources, SharedObject, ShouldStop, Workers
 
 POLL_S = 0.3
 """Longest time between two looks at the stop flag and at new nodes [s]."""
@@ -90,6 +91,10 @@ class RayRunner:
         finally:
             _end(self._ray, made)
 
+    def place[State](self, make: Callable[[], AbstractContextManager[State]], needs: Resources) -> PlacedObject[State]:
+        self._require_room(needs)
+        return _RayPlaced(self._ray, make, needs)
+
     def _require_room(self, needs: Resources, count: int = 1) -> None:
         room = self.most_workers(needs)
         if room < count:
@@ -126,7 +131,7 @@ class _Holder[State]:
 
     def __init__(self, make: Callable[[], AbstractContextManager[State]], driver: Mapping[str, str]) -> None:
         self._make, self._driver = make, driver
-        self._stack = ExitStack()
+        self._stack, self._closed = ExitStack(), Event()
         self._states: list[State] = []
 
     def open(self) -> None:
@@ -142,9 +147,14 @@ class _Holder[State]:
         """Return the task's result, and the largest memory of this process [MB]."""
         return task(self._require_state(), job, not_stopped), process_peak_mb()
 
+    def until_closed(self) -> None:
+        """Return when the state is closed; the caller sees at once when this process is gone."""
+        self._closed.wait()
+
     def close(self) -> None:
         self._states.clear()
         self._stack.close()
+        self._closed.set()
 
     def _require_state(self) -> State:
         if not self._states:  # also after Ray restarted a shared object elsewhere
@@ -168,6 +178,52 @@ class _RayObject[State]:
 
         actor = self._actors[next(self._turn) % len(self._actors)]
         return _result(ray, actor.call.remote(function, *arguments))
+
+
+class _RayPlaced[State]:
+    """A `PlacedObject`: an actor that Ray does not start again."""
+
+    def __init__(self, ray: Any, make: Callable[[], AbstractContextManager[State]], needs: Resources) -> None:
+        # One call at a time, and beside it the one that watches.
+        options = _options(needs) | {"max_concurrency": 2, "max_restarts": 0, "max_task_retries": 0}
+        self._ray, self._actor = ray, ray.remote(_Holder).options(**options).remote(make, present())
+        self._watch = self._actor.until_closed.remote()
+        self._opening: Any = self._actor.open.remote()
+        self._ended = ""
+
+    @property
+    def lost(self) -> str:
+        if not self._ended and self._ray.wait([self._watch], timeout=0)[0]:
+            self._ended = "its process or its node is gone"
+        return self._ended
+
+    def call[Result](self, timeout_s: float, function: Callable[..., Result], *arguments: Any) -> Result:
+        if self._ended:
+            raise LostError(f"{self._ended}.")
+        end_s = time.monotonic() + timeout_s
+        if self._opening is not None:
+            self._await(self._opening, timeout_s)
+            self._opening = None
+        return self._await(self._actor.call.remote(function, *arguments), end_s - time.monotonic())
+
+    def close(self) -> None:
+        if not self._ended:
+            self._ended = "it was closed"
+            _end(self._ray, [self._actor])
+
+    def kill(self) -> None:
+        self._ended = self._ended or "it was ended"
+        _end(self._ray, [self._actor], at_once=True)
+
+    def _await(self, reference: Any, timeout_s: float) -> Any:
+        if not self._ray.wait([reference], timeout=max(timeout_s, 0.0))[0]:
+            self.kill()
+            raise LostError(f"it gave no answer within {timeout_s:g} s.")
+        try:
+            return _result(self._ray, reference)
+        except LostError:
+            self._ended = self._ended or "its process or its node is gone"
+            raise
 
 
 @dataclass(frozen=True)
@@ -264,7 +320,7 @@ class _RayWorkers[State]:
         actor = self._starting.pop(reference)
         try:
             _result(self._ray, reference)
-        except _LostError as error:  # its node is gone; `_grow` starts another
+        except LostError as error:  # its node is gone; `_grow` starts another
             self._not_opened += 1
             if self._not_opened == MOST_ATTEMPTS:
                 raise TransportError(
@@ -278,7 +334,7 @@ class _RayWorkers[State]:
         actor, each = self._busy.pop(reference)
         try:
             result, peak_mb = _result(self._ray, reference)
-        except _LostError as error:
+        except LostError as error:
             _end(self._ray, [actor], at_once=True)
             waiting.appendleft(_Try(each.job, each.lost + 1))
             if each.lost + 1 == MOST_ATTEMPTS:
@@ -292,20 +348,16 @@ class _RayWorkers[State]:
         yield result
 
 
-class _LostError(Exception):
-    """A worker or its result is gone; the job can be run again."""
-
-
 def _result(ray: Any, reference: Any) -> Any:
-    """Return a result. Raises our errors as they were raised there, _LostError where a process or a node is gone."""
+    """Return a result. Raises our errors as they were raised there, LostError where a process or a node is gone."""
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, VlaError | _LostError):
+        if isinstance(error.cause, VlaError):
             raise error.cause from None
         raise
     except ray.exceptions.RayError as error:  # an actor, its node or a result in its store is gone
-        raise _LostError(" ".join(str(error).split())[:300]) from error
+        raise LostError(" ".join(str(error).split())[:300]) from error
 
 
 def _end(ray: Any, actors: Any, at_once: bool = False) -> None:

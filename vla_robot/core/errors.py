@@ -44,6 +44,10 @@ class BusyError(TransportError):
     """A peer serves another client at this moment; a later request may succeed."""
 
 
+class LostError(TransportError):
+    """What was asked is gone with its process or its computer, or was ended."""
+
+
 class PolicyError(VlaError):
     """A policy could not give an action. No other action is sent to the arm instead."""
 

@@ -30,6 +30,8 @@ Bounds = tuple[str, str]
 Q99: Bounds = ("q01", "q99")
 MIN_MAX: Bounds = ("min", "max")
 """OpenVLA-OFT's BOUNDS, for arms whose extreme positions are intended."""
+BOUNDS: Mapping[str, Bounds] = {"bounds_q99": Q99, "bounds": MIN_MAX}
+"""OpenVLA-OFT's names of the two, in lower case."""
 
 
 @dataclass(frozen=True)

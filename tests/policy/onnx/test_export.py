@@ -14,12 +14,17 @@ from torch import Tensor
 
 from vla_robot.cli.export import ExportArgs, main
 from vla_robot.core.errors import PolicyError
+from vla_robot.core.ports import ActionCodec
 from vla_robot.policy.families import FAMILIES
 from vla_robot.policy.kinds import check_policy, load_policy
 from vla_robot.policy.onnx.export import write
 from vla_robot.policy.onnx.export.steps import See
 from vla_robot.policy.onnx.policy import OnnxPolicy
 from vla_robot.policy.onnx.record import read_record
+from vla_robot.policy.vla.codecs.bins import BinCodec
+from vla_robot.policy.vla.codecs.fast import FastCodec
+from vla_robot.policy.vla.codecs.fast_files import train_fast
+from vla_robot.policy.vla.codecs.number_words import WordCodec
 from vla_robot.recipe.policy import HoldRecipe, OnnxRecipe
 from vla_robot.recipe.policy_source import find_policy
 
@@ -55,7 +60,7 @@ def test_the_record_says_who_wrote_it_and_how_near_it_came(source: Path, made: P
     assert {"torch", "onnx", "onnxruntime"} <= record.versions.keys()
     assert [(bucket.rows, bucket.text) for bucket in record.buckets] == [(1, 32), (1, 64), (2, 32), (2, 64)]
     assert list(record.source) == ["model.safetensors"]
-    assert record.parity is not None and record.parity.differ == 0 and 0 < record.parity.logits < 1e-3
+    assert record.parity is not None and record.parity.differ == 0 and 0 < record.parity.outputs < 1e-3
     assert record.parity.observations == write.COMPARED
 
 
@@ -85,6 +90,33 @@ def test_answers_of_several_actions_begin_as_they_are_told(tmp_path: Path) -> No
             np.testing.assert_array_equal(chunk.actions, other.actions)
 
 
+def codecs() -> list[ActionCodec]:
+    """One of each kind that config.json alone does not say, for two actions of seven numbers."""
+    rng, ids = np.random.default_rng(0), np.arange(100, 300)
+    chunks = np.clip(rng.normal(0, 0.4, (200, 2, 7)), -1, 1)
+    fast = train_fast(chunks, 60, scale=3.0)
+    spelled = [[ids[tens], ids[10 + ones]] for tens in range(2) for ones in range(10)]
+    return [
+        FastCodec(fast, ids[: len(fast.tokens)], 2),
+        WordCodec([[int(id) for id in each] for each in spelled], int(ids[40]), 2, 7),
+        BinCodec(ids[: 7 * 16], 2, "equal", 7),
+    ]
+
+
+@pytest.mark.parametrize("codec", codecs(), ids=["fast", "words", "bins of each dimension"])
+def test_answers_with_a_grammar_are_torchs(codec: ActionCodec, tmp_path: Path) -> None:
+    source = exported.create(tmp_path, chunk=2, codec=codec)
+    exported.write(source, tmp_path / "edge", write.Choices(rows=(2,), text=(32,)))
+    ours, theirs = OnnxPolicy(tmp_path / "edge"), exported.load(source)
+    seen = [replace(o, committed=np.full((1, 7), 0.3) if n % 2 else None) for n, o in enumerate(SEEN[:3])]
+    for some in (seen[:1], seen[1:2], seen):
+        for chunk, other in zip(ours.act(some), theirs.act(some), strict=True):
+            assert chunk.conditioned == other.conditioned
+            np.testing.assert_array_equal(chunk.actions, other.actions)
+    spoken = ours.answers(SEEN[:3])
+    assert len(np.unique(spoken)) > 3 and spoken.shape == (3, codec.tokens(7))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "openvla"])
 def test_each_family_gives_torchs_tokens(family: str, tmp_path: Path) -> None:
@@ -100,7 +132,7 @@ def test_int8_is_measured(source: Path, tmp_path: Path, monkeypatch: pytest.Monk
     choices = write.Choices(rows=(1,), text=(32,), int8=True)
     monkeypatch.setattr(write, "MOST_INT8_ACTIONS", 2.0)  # random weights are no policy
     record = exported.write(source, tmp_path / "edge", choices)
-    assert record.precision == "int8" and record.parity is not None and record.parity.logits > 1e-3
+    assert record.precision == "int8" and record.parity is not None and record.parity.outputs > 1e-3
     assert any(node.op_type == "MatMulInteger" for node in onnx.load(tmp_path / "edge" / "see_1.onnx").graph.node)
     assert OnnxPolicy(tmp_path / "edge").act(SEEN[:1])[0].actions.shape == (1, 7)
     monkeypatch.setattr(write, "MOST_INT8_ACTIONS", 0.0)
@@ -117,7 +149,7 @@ def test_graphs_that_say_something_else_are_not_kept(
         return (step(self, given)[0].flip(1),)
 
     monkeypatch.setattr(See, "step", wrong)
-    with pytest.raises(PolicyError, match=r"give other tokens than torch.*No folder was written"):
+    with pytest.raises(PolicyError, match=r"give other answers than torch.*No folder was written"):
         main(ExportArgs("onnx", str(source), tmp_path / "edge", rows=(1,), text=(32,)))
     assert list(tmp_path.iterdir()) == []
 
@@ -133,5 +165,5 @@ def test_the_command_writes_and_says_what_it_measured(
 
 
 def test_a_policy_without_graphs_says_why(tmp_path: Path) -> None:
-    with pytest.raises(PolicyError, match="kind 'hold' is not exported: graphs are made of the kinds 'openvla' and"):
+    with pytest.raises(PolicyError, match="kind 'hold' is not exported: graphs are made of the kinds 'openvla', "):
         write.export(tmp_path, "hold", HoldRecipe(), write.Choices(), print)

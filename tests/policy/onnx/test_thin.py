@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 HEAVY = ("torch", "transformers", "timm", "safetensors", "onnx", "onnxscript", "lerobot", "mujoco")
-SCRIPT = """
+ROOT = Path(__file__).resolve().parents[3]
+REFUSES = """
 import sys
 from importlib.abc import MetaPathFinder
 
@@ -17,9 +18,11 @@ class Refuses(MetaPathFinder):
             raise AssertionError(f"{{name}} is imported")
 
 sys.meta_path.insert(0, Refuses())
-from vla_robot.cli.build import build_policy, device_of
+"""
+ACTS = """
+from vla_robot.cli.build import build_policy
 from vla_robot.recipe.policy_source import find_policy
-from vla_robot.serve.policy.load import build_served_policy
+from vla_robot.serve.policy.load import build_served_policy, device_of
 import numpy as np
 from vla_robot.core.messages import Observation
 
@@ -34,8 +37,29 @@ print(device_of(source), alone[0].actions.shape, sorted(set({heavy}) & set(sys.m
 """
 
 
-def test_a_policy_acts_and_is_served_without_torch(made: Path) -> None:
-    script = SCRIPT.format(heavy=HEAVY, folder=made)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+def said(script: str) -> str:
+    """What a script prints in which heavy packages cannot be imported."""
+    whole = REFUSES.format(heavy=HEAVY) + script
+    done = subprocess.run([sys.executable, "-c", whole], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "onnxruntime's cpu (1, 7) []"
+    return done.stdout
+
+
+def test_a_policy_acts_and_is_served_without_torch(made: Path) -> None:
+    assert said(ACTS.format(heavy=HEAVY, folder=made)).strip() == "onnxruntime's cpu (1, 7) []"
+
+
+def test_replicas_of_a_policy_need_no_torch(made: Path) -> None:
+    script = (
+        "from vla_robot.recipe.policy_source import find_policy\n"
+        "from vla_robot.serve.replicas.program import load\n"
+        f"print(load(find_policy({str(made)!r}), 1).device)"
+    )
+    assert said(script).strip() == "onnxruntime's cpu"
+
+
+def test_a_policy_is_measured_without_torch(made: Path) -> None:
+    told = said(
+        f"from vla_robot.cli.main import main\nmain(['bench', 'policy', '--policy', '{made}', '--rounds', '1'])"
+    )
+    assert "float32" in told and "inferences/s" in told

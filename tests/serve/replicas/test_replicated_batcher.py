@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from queue import Queue
 
@@ -23,6 +24,7 @@ from vla_robot.serve.policy.batcher import Line, ModelLostError, Request
 from vla_robot.serve.policy.tally import Answer
 from vla_robot.serve.replicas import replica
 from vla_robot.serve.replicas.batcher import ReplicatedBatcher
+from vla_robot.serve.replicas.replica import ProcessReplica
 from vla_robot.testing import toy_embodiment
 
 TOY = str(Path(__file__).with_name("toy_replica.py"))
@@ -53,7 +55,9 @@ def start(tmp_path: Path, events: list[str]) -> Iterator[Start]:
 
         def begin(replicas: int = 2, max_batch: int = 4) -> ReplicatedBatcher:
             command = [sys.executable, TOY, str(tmp_path)]
-            batcher = ReplicatedBatcher([command] * replicas, Line(max_batch, 0), on_event=events.append)
+            batcher = ReplicatedBatcher(
+                [partial(ProcessReplica, command)] * replicas, Line(max_batch, 0), on_event=events.append
+            )
             stack.callback(batcher.close)
             batcher.start()
             return batcher
@@ -239,7 +243,8 @@ def test_replicas_end_with_their_server_also_when_it_is_killed(tmp_path: Path) -
         "import sys, threading\n"
         "from vla_robot.serve.policy.batcher import Line\n"
         "from vla_robot.serve.replicas.batcher import ReplicatedBatcher\n"
-        "batcher = ReplicatedBatcher([[sys.executable, *sys.argv[1:]]] * 2, Line(1, 0))\n"
+        "from vla_robot.serve.replicas.replica import ProcessReplica\n"
+        "batcher = ReplicatedBatcher([lambda: ProcessReplica([sys.executable, *sys.argv[1:]])] * 2, Line(1, 0))\n"
         "batcher.start()\n"
         "print(*[each['pid'] for each in batcher.status()['replicas']], flush=True)\n"
         "threading.Event().wait()\n"

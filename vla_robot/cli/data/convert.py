@@ -14,11 +14,13 @@ from vla_robot.cli.common.json_out import write_json
 from vla_robot.cli.common.progress import Bar
 from vla_robot.cli.common.terminal import Terminal, say
 from vla_robot.cli.data.on_cluster import Cluster, data_runner
+from vla_robot.core.episode import OnProgress
 from vla_robot.core.errors import DataError
 from vla_robot.core.host.provenance import row
-from vla_robot.core.ports import EpisodeSource
+from vla_robot.core.ports import EpisodeSource, TaskRunner
 from vla_robot.data.formats.conversion_metadata import Converted, Options
 from vla_robot.data.formats.convert import Format, convert, without_nulls
+from vla_robot.data.formats.lerobot.convert_tasks import to_lerobot_by_tasks
 from vla_robot.data.formats.open import open_by
 from vla_robot.data.formats.recognise import facts_of, recipe_line
 from vla_robot.data.formats.rlds.convert_shards import to_rlds_shards
@@ -58,9 +60,8 @@ def main(args: ConvertArgs) -> int:
     """
     if args.rate_hz is not None and args.rate_hz <= 0:
         raise DataError(f"--rate-hz is {args.rate_hz:g}; it must be above 0.")
-    shards = args.cluster is not None or "://" in args.destination
-    if shards and args.to != "rlds":
-        raise DataError("tasks and URLs write RLDS only (--to rlds): LeRobot numbers its tasks and frames one by one.")
+    if "://" in args.destination and args.to != "rlds":
+        raise DataError("RLDS alone is written to URLs (--to rlds). Write LeRobot to a folder, and copy that.")
     console = Terminal()
     started_s = time.monotonic()
     console.print(f"vla data convert: {args.source} ({args.split}) → {args.destination}", soft_wrap=True)
@@ -70,10 +71,7 @@ def main(args: ConvertArgs) -> int:
             with Bar("shards indexed", console) as bar:
                 source = open_by(runner, args.source, args.split, args.skip_corrupt, bar.update)
             with Bar("episodes", console) as bar:
-                if shards:
-                    converted = to_rlds_shards(without_nulls(source), args.destination, options, runner, bar.update)
-                else:
-                    converted = convert(source, Path(args.destination), args.to, options, bar.update)
+                converted = _converted(args, source, options, runner, bar.update)
     except KeyboardInterrupt:
         say("\nInterrupted. The same command continues from here.")
         return EXIT_INTERRUPTED
@@ -87,6 +85,17 @@ def main(args: ConvertArgs) -> int:
         ]
         write_json(args.json, "data convert", rows, lost=list(converted.lost))
     return 0
+
+
+def _converted(
+    args: ConvertArgs, source: EpisodeSource, options: Options, runner: TaskRunner, on_progress: OnProgress
+) -> Converted:
+    """Convert by tasks, or one episode after the other in this process."""
+    if args.cluster is None and "://" not in args.destination:
+        return convert(source, Path(args.destination), args.to, options, on_progress)
+    if args.to == "rlds":
+        return to_rlds_shards(without_nulls(source), args.destination, options, runner, on_progress)
+    return to_lerobot_by_tasks(without_nulls(source), Path(args.destination).absolute(), options, runner, on_progress)
 
 
 def _closing(args: ConvertArgs, source: EpisodeSource, converted: Converted, elapsed_s: float) -> str:

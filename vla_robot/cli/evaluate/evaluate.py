@@ -16,7 +16,7 @@ from vla_robot.cli.common.json_out import write_json
 from vla_robot.cli.common.progress import Bar
 from vla_robot.cli.common.terminal import Terminal, say
 from vla_robot.cli.evaluate.eval_summary import as_asked_for, in_words, score_table, task_tables, trial_line
-from vla_robot.cli.evaluate.plan import MOST_WORKERS, EvaluateArgs, Plan, model_needs, plan, with_devices_of
+from vla_robot.cli.evaluate.plan import MOST_WORKERS, EvaluateArgs, Plan, plan, with_devices_of
 from vla_robot.cli.evaluate.seats import (
     BuiltPolicy,
     Examine,
@@ -38,6 +38,7 @@ from vla_robot.evaluate.trial_log import TrialLog
 from vla_robot.evaluate.video_selection import VideoSelection
 from vla_robot.recipe.policy import WeightsRecipe
 from vla_robot.recipe.policy_source import PolicySource
+from vla_robot.serve.policy.load import model_needs
 
 
 def main(args: EvaluateArgs) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from vla_robot.cli.build import device_of, require_cluster_name
+from vla_robot.cli.build import require_cluster_name
 from vla_robot.cli.common.cli_common import option, shown
 from vla_robot.core.errors import RecipeError
 from vla_robot.core.ports import TaskRunner
@@ -26,17 +26,15 @@ from vla_robot.recipe import dump, find, read
 from vla_robot.recipe.env import EnvRecipe, SimulationRecipe, SuiteRecipe
 from vla_robot.recipe.env_source import MOVED, EnvSource, find_env
 from vla_robot.recipe.environment import EnvironmentRecipe
-from vla_robot.recipe.policy import CheckpointRecipe, WeightsRecipe
+from vla_robot.recipe.policy import WeightsRecipe
 from vla_robot.recipe.policy_source import PolicySource, find_policy
+from vla_robot.serve.policy.load import device_of, model_needs
 
 MOST_WORKERS = 8
 """Largest default of --workers."""
 
 WORLD_MB = 1000
 """Main memory of a world in this environment [MB], its policy's share included."""
-
-MODEL_MB, MODEL_SHARE = 1000, 1.5
-"""Main memory of a policy on a cluster [MB], besides this multiple of its files."""
 
 FIRST_SEED = 10_000
 """First seed of a world, unless the command gives one: training data has others."""
@@ -217,15 +215,6 @@ class Plan:
         sources = [source for source in self.policies.values() if isinstance(source.recipe, WeightsRecipe)]
         models = [model_needs(source, has_gpu=False) for source in sources]
         return max((replicas * max(1, math.ceil(m.memory_mb / max(world.memory_mb, 1))) for m in models), default=0)
-
-
-def model_needs(source: PolicySource, *, has_gpu: bool) -> Resources:
-    """Return what a policy with weights takes of its computer: its files' size and more, and a GPU where one may be."""
-    assert isinstance(source.recipe, WeightsRecipe)
-    folder = source.recipe.checkpoint if isinstance(source.recipe, CheckpointRecipe) else source.path
-    files_mb = 0.0 if folder is None else sum(f.stat().st_size for f in folder.glob("*.safetensors")) / 1e6
-    wants_gpu = has_gpu and source.recipe.device.partition(":")[0] in ("auto", "cuda")
-    return Resources(1.0, round(MODEL_MB + MODEL_SHARE * files_mb), 1.0 if wants_gpu else 0.0)
 
 
 def plan(args: EvaluateArgs) -> Plan:

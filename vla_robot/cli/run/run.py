@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from vla_robot.cli.build import build_guard, build_policy, device_of, open_world
+from vla_robot.cli.build import build_guard, build_policy, open_world
 from vla_robot.cli.common.cli_common import on, shown, shown_env
 from vla_robot.cli.common.interrupt import stop_on_interrupt
 from vla_robot.cli.common.json_out import write_json
@@ -25,6 +25,7 @@ from vla_robot.recipe import dump, find, read
 from vla_robot.recipe.env_source import EnvSource, find_env
 from vla_robot.recipe.launch import LaunchRecipe
 from vla_robot.recipe.policy_source import PolicySource, find_policy
+from vla_robot.serve.policy.load import device_of
 
 _NOTHING_TO_RUN = (
     "say what to run: a launch file, as in `vla run launch/lift.toml`, or both a world and a policy, as in "

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from vla_robot.cli.build import build_guard, build_robot_policy, connect_robot, device_of
+from vla_robot.cli.build import build_guard, build_robot_policy, connect_robot
 from vla_robot.cli.common.cli_common import on
 from vla_robot.cli.common.interrupt import not_suspended, stop_on_interrupt
 from vla_robot.cli.common.json_out import write_json
@@ -35,6 +35,7 @@ from vla_robot.recipe.launch import LaunchRecipe
 from vla_robot.recipe.policy_source import find_policy
 from vla_robot.serve.bridge.remote_robot import RemoteRobot
 from vla_robot.serve.bridge.synchronous_env import SynchronousEnv
+from vla_robot.serve.policy.load import device_of
 
 SLOW_S = 1.0
 """Duration of the first inference above which it is reported [s]."""

@@ -11,7 +11,7 @@ from vla_robot.core.ports.episode_source import EpisodeSource, MarksGaps
 from vla_robot.core.ports.guard import ActionFilter, Guard
 from vla_robot.core.ports.policy import AnswersQuestions, Policy, ReadsHistory
 from vla_robot.core.ports.robot import ReportsStatus, Robot, StoppableRobot
-from vla_robot.core.ports.tasks import SharedObject, TaskRunner, Workers
+from vla_robot.core.ports.tasks import PlacedObject, SharedObject, TaskRunner, Workers
 from vla_robot.core.ports.teleoperator import Kinematics, LeaderArm, SharesControl, Teleoperator
 from vla_robot.core.ports.world import OutlinesObjects, ReportsStages, VisibleWorld, World
 
@@ -28,6 +28,7 @@ __all__ = [
     "MarksGaps",
     "Motors",
     "OutlinesObjects",
+    "PlacedObject",
     "Policy",
     "ReadsHistory",
     "ReportsStages",

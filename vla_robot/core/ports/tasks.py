@@ -5,6 +5,7 @@
 
     with runner.share(make, callers, needs) as model:        one state, which every worker may use at once
         ...                                                  model.call(function, ...) inside a task
+    placed = runner.place(make, needs)                       one state, which is not made anew when it is lost
 
 Functions, states' makers, jobs and results may have to travel to another process: `make`, `task` and `function` are
 functions of a module, or frozen dataclasses with a method `__call__`, and jobs and results are plain data.
@@ -74,6 +75,32 @@ class SharedObject[State](Protocol):
         ...
 
 
+class PlacedObject[State](Protocol):
+    """A state somewhere, whose loss its owner handles. One thread at a time may call it, and any thread end it."""
+
+    def call[Result](self, timeout_s: float, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Return function(state, *arguments), if it comes in time [s]. The first call waits until the state is made.
+
+        Raises:
+            LostError: the state is gone, was ended, or did not answer in time; it cannot be asked again.
+            VlaError: raised by the function, or by the making of the state.
+        """
+        ...
+
+    @property
+    def lost(self) -> str:
+        """Why it cannot be asked any more; empty if it can. Returns at once."""
+        ...
+
+    def close(self) -> None:
+        """Close the state and end its process. May be called twice."""
+        ...
+
+    def kill(self) -> None:
+        """End its process at once, from any thread: a running call raises LostError."""
+        ...
+
+
 class TaskRunner(Protocol):
     """Where tasks run."""
 
@@ -105,4 +132,12 @@ class TaskRunner(Protocol):
         self, make: Callable[[], AbstractContextManager[State]], callers: int, needs: Resources, copies: int = 1
     ) -> AbstractContextManager[SharedObject[State]]:
         """Make a state that up to `callers` calls use at once; calls are spread over its copies."""
+        ...
+
+    def place[State](self, make: Callable[[], AbstractContextManager[State]], needs: Resources) -> PlacedObject[State]:
+        """Begin to make a state where room is, and return at once.
+
+        Raises:
+            ContractError: no node has as much.
+        """
         ...

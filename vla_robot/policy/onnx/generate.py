@@ -1,146 +1,141 @@
 """Generate by guess and correction, as `vla/reason/generate.py` explains it, over an exported folder's graphs.
 
-    begin     reads prompt and first guess              the logits of all tokens of the first action
+    begin     reads prompt and first guess              the logits of the first tokens, those of one action
     correct   reads the last answer as the guess        the same slots, the same keys and values
-    advance   the next action, guessed to be the same   keys and values of the action before are added
+    advance   the next tokens, guessed to be the same   keys and values of the tokens before are added
 
-An answer of several actions may be told how to begin; `begin` reads those tokens too.
+An answer of several actions may be told how to begin; `begin` reads those tokens too. A codec's grammar is applied
+here, to the graphs' logits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vla_robot.core.errors import PolicyError
-from vla_robot.policy.onnx.record import READ, Bucket, Record, see_name, step_name
+from vla_robot.core.ports import ActionCodec
+from vla_robot.core.ports.answer_grammar import Grammar
+from vla_robot.policy.onnx.inputs import Ids, Inputs, filled, in_buckets, padded
+from vla_robot.policy.onnx.record import READ, Bucket, Record, TokenAnswer, see_name, step_name
 from vla_robot.policy.onnx.runtime import Graphs, value
 from vla_robot.policy.vla.codecs.rows import NOT_FINITE
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
 
-type Ids = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Inputs of a batch.
-
-    Attributes:
-        pixels: (B, N, C, H, W) float32.
-        prompts: B arrays of ids.
-        state: (B, P) float32 in [-1, 1]; None for a policy without proprioception.
-        given: B arrays of ids with which the answers begin; empty ones for none.
-    """
-
-    pixels: NDArray[np.float32]
-    prompts: Sequence[Ids]
-    state: NDArray[np.float32] | None
-    given: Sequence[Ids]
-
-    def rows(self, begin: int, end: int) -> Inputs:
-        """Return some of the rows."""
-        state = None if self.state is None else self.state[begin:end]
-        return Inputs(self.pixels[begin:end], self.prompts[begin:end], state, self.given[begin:end])
+BEHIND = -1
+"""Fills a row behind the end of its answer."""
 
 
 class GraphGenerator:
     """Decodes action tokens greedily with an exported folder's graphs."""
 
-    def __init__(self, graphs: Graphs, record: Record) -> None:
-        self._graphs, self._record = graphs, record
+    def __init__(self, graphs: Graphs, record: Record, answer: TokenAnswer, codec: ActionCodec) -> None:
+        self._graphs, self._record, self._answer, self._codec = graphs, record, answer, codec
 
     def open(self) -> None:
         """Open the graphs of one observation, so that the first answer takes no longer than the others."""
         bucket = self._record.bucket(1, 1)
-        for name in (see_name(bucket.rows), step_name("begin", bucket), step_name("correct", bucket)):
+        for name in (see_name(bucket.rows), *(step_name(step, bucket) for step in self._answer.steps)):
             self._graphs.opened(name)
 
     def __call__(self, inputs: Inputs, stages: StageTimer) -> Ids:
-        """Return (B, K * D) token ids.
+        """Return (B, N) token ids of answers of at most N tokens, -1 behind the end of a shorter one.
 
         Raises:
             ContractError: a prompt is longer than the folder's graphs read.
             PolicyError: a logit is not finite.
         """
-        text = max(map(len, inputs.prompts))
-        answers: list[Ids] = []
-        while (done := sum(map(len, answers))) < len(inputs.prompts):
-            bucket = self._record.bucket(len(inputs.prompts) - done, text)
-            rows = inputs.rows(done, done + bucket.rows)
-            answers.append(_Inference(self._graphs, self._record, bucket, rows, stages).tokens())
-        return np.concatenate(answers)
+        parts = in_buckets(self._record, inputs)
+        return np.concatenate([self._inference(bucket, rows, stages).tokens() for bucket, rows in parts])
 
-    def first_logits(self, inputs: Inputs) -> NDArray[np.float32]:
-        """Return the (B, A) logits of the first token, for at most as many rows as the smallest bucket has."""
-        bucket = self._record.bucket(len(inputs.prompts), max(map(len, inputs.prompts)))
-        inference = _Inference(self._graphs, self._record, bucket, inputs, StageTimer())
-        return inference.begin()[: len(inputs.prompts), 0]
+    def first(self, inputs: Inputs) -> NDArray[np.float32]:
+        """Return the (B, A) logits of the first token. Raises as `__call__`."""
+        parts = in_buckets(self._record, inputs)
+        logits = [self._inference(bucket, rows, StageTimer()).begin()[: len(rows.prompts), 0] for bucket, rows in parts]
+        return np.concatenate(logits)
+
+    def _inference(self, bucket: Bucket, inputs: Inputs, stages: StageTimer) -> _Inference:
+        return _Inference(self._graphs, self._answer, self._codec, bucket, inputs, stages)
 
 
 class _Inference:
     """One batch in one bucket; rows that are missing repeat the first one."""
 
-    def __init__(self, graphs: Graphs, record: Record, bucket: Bucket, inputs: Inputs, stages: StageTimer) -> None:
-        self._graphs, self._answer, self._bucket, self._stages = graphs, record.answer, bucket, stages
-        self._inputs = inputs
+    def __init__(
+        self,
+        graphs: Graphs,
+        answer: TokenAnswer,
+        codec: ActionCodec,
+        bucket: Bucket,
+        inputs: Inputs,
+        stages: StageTimer,
+    ) -> None:
+        self._graphs, self._answer, self._codec, self._bucket = graphs, answer, codec, bucket
+        self._inputs, self._stages = inputs, stages
         lengths = np.array([len(prompt) for prompt in inputs.prompts])
-        self._lengths = value(_filled(lengths, bucket.rows))
-        self._counts = _filled(np.array([len(ids) for ids in inputs.given]), bucket.rows)
-        self._ends = _filled(lengths + record.answer.inserted, bucket.rows) + self._counts  # first slot of the answer
-        bins, tokens = record.answer.n_action_bins, record.answer.action_dim - 1
-        self._guess = np.full((bucket.rows, tokens), bins // 2)  # that the arm stays where it is
+        self._lengths = value(filled(lengths, bucket.rows))
+        self._given = [codec.rows(ids) for ids in inputs.given]
+        self._counts = filled(np.array([len(rows) for rows in self._given]), bucket.rows)
+        self._ends = filled(lengths + answer.inserted, bucket.rows) + self._counts  # first slot of the answer
+        self._guess = np.tile(codec.guess(answer.drafted - 1), (bucket.rows, 1))  # that the arm stays where it is
         self._memory: dict[str, Any] = {}  # keys and values by name
+        states = None if codec.grammar is None else [codec.grammar.after(rows) for rows in self._given]
+        self._begun = None if states is None else filled(np.array(states), bucket.rows)
+        self._state = self._begun  # of the grammar, before the tokens that are being guessed
 
     def tokens(self) -> Ids:
-        """Return (B, K * D) ids of the real rows, those given included."""
-        answer, left = self._answer, self._answer.chunk * self._answer.action_dim - int(self._counts.min())
-        said = self._best(self.begin())
+        """Return (B, N) ids of the real rows, those given included."""
+        answer = self._answer
+        said = self._first(self.begin())
         self._stages.lap("prefill")
-        actions = list[Ids]()
-        for done in range(0, left, answer.action_dim):
+        settled = list[Ids]()
+        for done in range(0, answer.tokens - int(self._counts.min()), answer.drafted):
             if done:
+                self._state = self._after(settled[-1])
+                if self._all_end():
+                    break
                 said = self._advance(said, self._ends + done - 1)
             said = self._settled(said, self._ends + done)
-            actions.append(said)
+            settled.append(said)
         self._stages.lap("decode")
-        ids = np.concatenate(actions, axis=1) + self._first_id
-        rows = zip(self._inputs.given, ids, strict=False)  # rows that repeat the first one have none
-        return np.stack([np.concatenate([given, row])[: answer.chunk * answer.action_dim] for given, row in rows])
+        return self._whole(np.concatenate(settled, axis=1))
 
     def begin(self) -> NDArray[np.float32]:
         """Return (rows, D, A) logits after the prompt and after each token of the first guess."""
-        inputs, rows = self._inputs, self._bucket.rows
-        seen = self._graphs.run(see_name(rows), {"pixels": value(_filled(inputs.pixels, rows))})
+        inputs, rows, answer = self._inputs, self._bucket.rows, self._answer
+        seen = self._graphs.run(see_name(rows), {"pixels": value(filled(inputs.pixels, rows))})
         self._stages.lap("towers")
-        fed = {**seen, "ids": value(_padded(inputs.prompts, rows, self._bucket.text, self._answer.pad_token_id))}
+        fed = {**seen, "ids": value(padded(inputs.prompts, rows, self._bucket.text, answer.pad_token_id))}
         fed["lengths"] = self._lengths
         if inputs.state is not None:
-            fed["state"] = value(_filled(inputs.state, rows))
-        if self._answer.chunk > 1:
-            given = [ids - self._first_id for ids in inputs.given]
-            fed |= {"given": value(_padded(given, rows, self._answer.given, 0)), "counts": value(self._counts)}
+            fed["state"] = value(filled(inputs.state, rows))
+        if answer.given:
+            fed |= {"given": value(padded(self._given, rows, answer.given, 0)), "counts": value(self._counts)}
         return self._read("begin", fed)
 
     def _settled(self, said: Ids, slots: Ids) -> Ids:
         """Return the (rows, D) tokens that greedy decoding gives, from a first answer whose guess begins at (rows,)."""
         guess = self._guess
-        for _ in range(self._answer.action_dim - 1):
+        for _ in range(self._answer.drafted - 1):
             if np.array_equal(said[:, :-1], guess):
                 break
             guess = said[:, :-1]
-            said = np.concatenate([said[:, :1], self._best(self._pass("correct", guess, slots))], axis=1)
+            states = self._along(guess)
+            logits = self._pass("correct", guess, slots)
+            said = np.concatenate([said[:, :1], self._best(logits, None if states is None else states[:, 1:])], axis=1)
             self._stages.passes += 1
         return said
 
-    def _advance(self, action: Ids, slots: Ids) -> Ids:
-        """Return the first answer of the next action; the (rows,) slots are those of the action's last token."""
-        self._guess = action[:, :-1]
+    def _advance(self, before: Ids, slots: Ids) -> Ids:
+        """Return the first answer of the next tokens; the (rows,) slots are those of the last token before."""
+        self._guess = before[:, :-1]
         self._stages.passes += 1
-        return self._best(self._pass("advance", np.concatenate([action[:, -1:], self._guess], axis=1), slots))
+        return self._first(self._pass("advance", np.concatenate([before[:, -1:], self._guess], axis=1), slots))
+
+    def _first(self, logits: NDArray[np.float32]) -> Ids:
+        return self._best(logits, self._along(self._guess))
 
     def _pass(self, step: str, tokens: Ids, slots: Ids) -> NDArray[np.float32]:
         columns = slots[:, None] + np.arange(tokens.shape[1])
@@ -156,24 +151,43 @@ class _Inference:
             raise PolicyError(NOT_FINITE)
         return logits
 
-    def _best(self, logits: NDArray[np.float32]) -> Ids:
+    def _best(self, logits: NDArray[np.float32], states: Ids | None) -> Ids:
+        """Return the most probable rows of (rows, n, A) logits, in (rows, n) states of the grammar."""
+        if states is not None and self._codec.grammar is not None:
+            logits = np.where(self._codec.grammar.allowed[states], logits, -np.inf)
         return logits.argmax(axis=-1)
 
-    @property
-    def _first_id(self) -> int:
-        return self._answer.action_vocab_end - self._answer.n_action_bins
+    def _along(self, said: Ids) -> Ids | None:
+        """Return the (rows, n + 1) states before and after each of (rows, n) tokens; None without a grammar."""
+        grammar = self._codec.grammar
+        return None if grammar is None or self._state is None else along(grammar, self._state, said)
+
+    def _after(self, said: Ids) -> Ids | None:
+        states = self._along(said)
+        return None if states is None else states[:, -1]
+
+    def _all_end(self) -> bool:
+        grammar = self._codec.grammar
+        return grammar is not None and self._state is not None and bool((self._state == grammar.done).all())
+
+    def _whole(self, said: Ids) -> Ids:
+        """Return the (B, N) ids of real rows of (rows, n) tokens behind what was given."""
+        ids, grammar = self._codec.ids[said], self._codec.grammar
+        if grammar is not None and self._begun is not None:
+            ids = np.where(along(grammar, self._begun, said)[:, :-1] == grammar.done, BEHIND, ids)
+        whole = np.full((len(self._given), self._answer.tokens), BEHIND, dtype=np.int64)
+        for row, given, own in zip(whole, self._inputs.given, ids, strict=False):  # rows that repeat have none
+            answer = np.concatenate([given, own])[: len(row)]
+            row[: len(answer)] = answer
+        return whole
 
 
-def _filled[N: np.generic](rows: NDArray[N], count: int) -> NDArray[N]:
-    """Return (n, ...) rows as (count, ...); rows that are missing repeat the first one."""
-    if len(rows) == count:
-        return rows
-    return np.concatenate([rows, np.repeat(rows[:1], count - len(rows), axis=0)])
+def along(grammar: Grammar, state: Ids, said: Ids) -> Ids:
+    """Return the (B, n + 1) states before and after each of (B, n) rows, from the (B,) states before them.
 
-
-def _padded(rows: Sequence[Ids], count: int, length: int, pad: int) -> Ids:
-    """Return rows of ids as (count, length), padded at the right; rows that are missing repeat the first one."""
-    padded = np.full((len(rows), length), pad, dtype=np.int64)
-    for row, ids in zip(padded, rows, strict=True):
-        row[: len(ids)] = ids
-    return _filled(padded, count)
+    A row that is not allowed leads anywhere: it is a wrong guess, so that what follows it is corrected.
+    """
+    states = [state]
+    for rows in said.T:
+        states.append(grammar.following[states[-1], rows].astype(np.int64))
+    return np.stack(states, axis=1)

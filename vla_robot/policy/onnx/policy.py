@@ -4,26 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vla_robot.core.embodiment import Embodiment, require_fit
 from vla_robot.core.errors import CheckpointError, ContractError
 from vla_robot.core.messages import ActionChunk, Observation
-from vla_robot.core.normalise import QuantileStats, unnormalise
+from vla_robot.core.normalise import unnormalise
 from vla_robot.policy.onnx.frames import from_data
-from vla_robot.policy.onnx.generate import GraphGenerator, Ids, Inputs
+from vla_robot.policy.onnx.heads import head_of
+from vla_robot.policy.onnx.inputs import Inputs
 from vla_robot.policy.onnx.prompts import ExportedPrompts
 from vla_robot.policy.onnx.record import RECORD, WEIGHTS, file_names, read_record
 from vla_robot.policy.onnx.runtime import Graphs
-from vla_robot.policy.vla.codecs.bins import openvla_bins
-from vla_robot.policy.vla.inputs.reader import (
-    InputReader,
-    chunks_of,
-    committed_tokens,
-    follows_committed,
-    require_observations,
-)
+from vla_robot.policy.vla.inputs.reader import InputReader, chunks_of, require_observations
 from vla_robot.policy.vla.inputs.statistics import Keys, Statistics, require_statistics
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
 from vla_robot.policy.vla.small_files import STATISTICS, read_embodiment, read_statistics
@@ -36,7 +32,8 @@ class OnnxPolicy:
     Attributes:
         record: content of its onnx.json.
         embodiment: the arm the policy was trained for, or None if the exported folder did not say.
-        generate: maps `Inputs` to (B, K * D) token ids.
+        head: how its answers are actions.
+        generate: maps `Inputs` to answers: (B, N) token ids, or (B, K, D) normalised actions.
     """
 
     def __init__(
@@ -54,17 +51,14 @@ class OnnxPolicy:
             ContractError: the provider or the statistics are not there.
         """
         small = _SmallFiles(folder, statistics_key)
-        self.record, self.embodiment = small.record, small.embodiment
+        self.record, self.embodiment, self.head = small.record, small.embodiment, small.head
         self._statistics, self._preprocessor, self._read = small.statistics, small.preprocessor, small.reader
-        answer = small.record.answer
-        self._codec = openvla_bins(answer.action_vocab_end, answer.n_action_bins, answer.chunk)
-        self.generate = GraphGenerator(
-            Graphs(folder, small.record, provider, small.record.threads if threads is None else threads), small.record
-        )
+        graphs = Graphs(folder, small.record, provider, small.record.threads if threads is None else threads)
+        self.generate = self.head.engine(graphs, small.record)
         self.generate.open()
 
     def reset(self, seed: int) -> None:
-        """Do nothing: greedy decoding of single observations has no memory and no randomness."""
+        """Do nothing: an answer to a single observation has no memory and no randomness."""
 
     def act(self, observations: Sequence[Observation], statistics_keys: Keys | None = None) -> list[ActionChunk]:
         """Return one chunk of K actions per observation; a large batch is answered in several.
@@ -77,16 +71,16 @@ class OnnxPolicy:
             ContractError: a camera, a frame, the state, the instruction, a key or a committed action does not fit.
             PolicyError: the graphs' output is not finite, or the runtime fails.
         """
-        stages, chunk = StageTimer(), self.record.answer.chunk
+        stages, head = StageTimer(), self.head
         require_observations(observations)
         stats = self._statistics.rows("action", len(observations), statistics_keys)
-        self._require_dims(stats)
+        head.require_dims(stats)
         inputs = self.inputs(observations, statistics_keys)
         stages.lap("preprocess")
-        rows = zip(self.normalised(self.generate(inputs, stages)), stats, strict=True)
-        actions = [unnormalise(row[: chunk * len(s)].reshape(chunk, -1), s) for row, s in rows]  # each (K, D)
+        rows = zip(self.generate(inputs, stages), stats, strict=True)
+        actions = [unnormalise(head.normalised(row, len(s)), s, head.epsilon) for row, s in rows]  # each (K, D)
         stages.lap("detokenise")
-        after = [follows_committed(o, self._codec, ids) for o, ids in zip(observations, inputs.given, strict=True)]
+        after = [head.follows(o, given) for o, given in zip(observations, inputs.given, strict=True)]
         return chunks_of(actions, observations, stages, after)
 
     def inputs(self, observations: Sequence[Observation], keys: Keys | None = None) -> Inputs:
@@ -100,21 +94,16 @@ class OnnxPolicy:
                 f"vla export onnx {self.record.policy} FOLDER --frame {height} {width}."
             )
         stats = self._statistics.rows("action", len(observations), keys)
-        given = [committed_tokens(o, s, self._codec) for o, s in zip(observations, stats, strict=True)]
+        given = [self.head.given(o, s) for o, s in zip(observations, stats, strict=True)]
         return Inputs(pixels, self._read.prompts(observations), self._read.state(observations, keys), given)
 
-    def tokens(self, observations: Sequence[Observation]) -> Ids:
-        """Return (B, K * D) token ids of observations. Raises as `act`."""
+    def answers(self, observations: Sequence[Observation]) -> NDArray[Any]:
+        """Return answers to observations: (B, N) token ids, or (B, K, D) normalised actions. Raises as `act`."""
         return self.generate(self.inputs(observations), StageTimer())
 
-    def normalised(self, tokens: Ids) -> np.ndarray:
-        """Return (...) actions in [-1, 1] of (...) token ids."""
-        return self._codec.values[self._codec.rows(tokens)]
-
-    def _require_dims(self, stats: Sequence[QuantileStats]) -> None:
-        dims = self.record.answer.action_dim
-        if longer := [len(each) for each in stats if len(each) > dims]:
-            raise ContractError(f"the statistics have {longer[0]} numbers per action, but the graphs give {dims}.")
+    def normalised(self, answers: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the (B, K, D) actions in [-1, 1] of answers."""
+        return np.stack([self.head.normalised(row, self.record.answer.action_dim) for row in answers])
 
 
 class _SmallFiles:
@@ -122,16 +111,16 @@ class _SmallFiles:
 
     def __init__(self, folder: Path, statistics_key: str | None) -> None:
         self.record = record = read_record(folder)
+        self.head = head_of(folder, record)
         self.embodiment: Embodiment | None = read_embodiment(folder)
         self.preprocessor = from_data(str(folder / RECORD), record.preprocessing)
         datasets = read_statistics(folder)
         if datasets is None:
             raise CheckpointError(f"{folder / STATISTICS} is missing; an exported folder needs it. Copy it again.")
-        self.statistics = Statistics(datasets, statistics_key or record.statistics_key)
+        self.statistics = Statistics(datasets, statistics_key or record.statistics_key, self.head.bounds)
         require_statistics(self.statistics)
-        cameras = [camera.name for camera in self.embodiment.cameras] if self.embodiment else ()
         prompts = ExportedPrompts.read(folder, record.prompt)
-        self.reader = InputReader(record.inputs, prompts, self.statistics, cameras)
+        self.reader = InputReader(record.inputs, prompts, self.statistics, record.cameras)
 
 
 def build(recipe: OnnxRecipe, embodiment: Embodiment | None, expert: str | None) -> OnnxPolicy:

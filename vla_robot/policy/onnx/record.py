@@ -10,18 +10,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vla_robot.core.errors import CheckpointError, ContractError
+from vla_robot.core.errors import CheckpointError, ContractError, unknown
+from vla_robot.core.normalise import BOUNDS
 from vla_robot.core.untrusted import malformed
 from vla_robot.policy.vla.inputs.prompts import PromptForm
 from vla_robot.policy.vla.inputs.reader import InputSizes
 from vla_robot.policy.vla.json_files import read_json, require_folder, shown, whole, write_json
 
 RECORD, WEIGHTS = "onnx.json", "weights.bin"
-FORMAT = 1
+FORMAT = 2
 """Version of this file's layout; a folder of another one is refused."""
 OPSET, IR = 20, 10
 """Versions of ONNX's operators and of its file format, the only ones that are read."""
-MOST_BUCKETS, MOST_LAYERS = 64, 256
+MOST_BUCKETS, MOST_LAYERS, MOST_TOKENS = 64, 256, 65_536
+NUMBERS_APART = 1e-4
+"""Normalised numbers of an answer, whose range is 2, that are as near are equal: rounding of other kernels."""
 READ = "_read"
 """Ends the names of keys and values that a graph gives which has them as inputs too."""
 
@@ -40,31 +43,73 @@ class Bucket:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Sizes of an answer.
+class TokenAnswer:
+    """An answer in tokens, which graphs guess and correct.
 
     Attributes:
-        action_dim: D, tokens of an action.
+        action_dim: numbers of an action.
         chunk: K, actions of an answer.
+        tokens: most tokens of an answer.
+        drafted: D, tokens that are guessed together.
+        given: most tokens with which an answer may be told to begin; 0 where none is.
         layers: layers of the language model, each with keys and values.
         inserted: tokens of the sequence beside those of the text.
-        action_vocab_end: one past the last action id.
-        n_action_bins: A, number of action ids.
+        pad_token_id: id that pads text.
+        codec: how actions are said, as in codec.json.
+    """
+
+    action_dim: int
+    chunk: int
+    tokens: int
+    drafted: int
+    given: int
+    layers: int
+    inserted: int
+    pad_token_id: int
+    codec: Mapping[str, Any]
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """Names of the steps behind `see`, each a graph."""
+        corrects = ("correct",) if self.drafted > 1 else ()
+        advances = ("advance",) if self.tokens > self.drafted else ()
+        return ("begin", *corrects, *advances)
+
+
+@dataclass(frozen=True)
+class ChunkAnswer:
+    """An answer in numbers, which one graph regresses in one pass.
+
+    Attributes:
+        action_dim: numbers of an action.
+        chunk: K, actions of an answer.
+        normalisation: key of `core.normalise.BOUNDS`: the statistics that are -1 and +1.
+        clip: cut actions to [-1, 1].
+        eos: id that ends a prompt, and stands where the actions are read.
         pad_token_id: id that pads text.
     """
 
     action_dim: int
     chunk: int
-    layers: int
-    inserted: int
-    action_vocab_end: int
-    n_action_bins: int
+    normalisation: str
+    clip: bool
+    eos: int
     pad_token_id: int
 
     @property
-    def given(self) -> int:
-        """Most tokens with which an answer may be told to begin: all but one, where it has several actions."""
-        return 0 if self.chunk == 1 else self.chunk * self.action_dim - 1
+    def steps(self) -> tuple[str, ...]:
+        """Names of the steps, each a graph."""
+        return ("answer",)
+
+    @property
+    def placeholders(self) -> int:
+        """Tokens behind each prompt: one for each number, and the end."""
+        return self.chunk * self.action_dim + 1
+
+
+type Answer = TokenAnswer | ChunkAnswer
+HEADS = {"tokens": TokenAnswer, "chunk": ChunkAnswer}
+"""`head` of onnx.json -> what it says of an answer."""
 
 
 @dataclass(frozen=True)
@@ -73,16 +118,16 @@ class Parity:
 
     Attributes:
         observations: number of observations.
-        tokens: number of compared tokens.
-        differ: share of tokens that differ.
-        logits: largest difference of a logit of the first token.
+        compared: number of compared tokens; of compared numbers for an answer in numbers.
+        differ: share of them that differ; numbers differ if they are further apart than `NUMBERS_APART`.
+        outputs: largest difference of a logit of the first token, or of a number.
         actions: mean difference of the normalised actions, whose range is 2.
     """
 
     observations: int
-    tokens: int
+    compared: int
     differ: float
-    logits: float
+    outputs: float
     actions: float
 
 
@@ -97,9 +142,10 @@ class Record:
         inputs: sizes of what the model reads.
         frames: (N, C, H, W) shape of one row's pixels.
         buckets: sizes of the graphs.
-        answer: sizes of an answer.
+        answer: form and sizes of an answer.
         prompt: how an instruction becomes ids.
         preprocessing: how a frame becomes pixels, see `frames.py`.
+        cameras: names in the order of the model's images; empty takes all of an observation, sorted by name.
         statistics_key: dataset that un-normalises the actions; None for the only one.
         threads: processor threads of an inference that suit this size; 0 leaves them to the runtime.
         versions: package -> version at export.
@@ -117,6 +163,7 @@ class Record:
     answer: Answer
     prompt: PromptForm
     preprocessing: Mapping[str, Any]
+    cameras: tuple[str, ...]
     statistics_key: str | None
     threads: int
     versions: Mapping[str, str]
@@ -139,9 +186,14 @@ class Record:
             )
         return min(fits, key=lambda bucket: (bucket.rows < rows, abs(bucket.rows - rows), bucket.text))
 
+    def as_data(self) -> dict[str, Any]:
+        """Return the content of onnx.json."""
+        head = next(name for name, kind in HEADS.items() if isinstance(self.answer, kind))
+        return {"format": FORMAT, "opset": OPSET, "ir": IR, "head": head, **asdict(self)}
+
     def write(self, folder: Path) -> None:
         """Write onnx.json."""
-        write_json(folder / RECORD, {"format": FORMAT, "opset": OPSET, "ir": IR, **asdict(self)})
+        write_json(folder / RECORD, self.as_data())
 
 
 def see_name(rows: int) -> str:
@@ -150,16 +202,11 @@ def see_name(rows: int) -> str:
 
 
 def step_name(step: str, bucket: Bucket) -> str:
-    """Return the file's name of a graph that reads: `step` is one of `steps_of`."""
+    """Return the file's name of a graph for a bucket: `step` is one of `Answer.steps`."""
     return f"{step}_{bucket.rows}x{bucket.text}.onnx"
 
 
-def steps_of(answer: Answer) -> tuple[str, ...]:
-    """Return the steps that read, for an answer of one action or of several."""
-    return ("begin", "correct") if answer.chunk == 1 else ("begin", "correct", "advance")
-
-
-def memory_names(answer: Answer, end: str = "") -> list[str]:
+def memory_names(answer: TokenAnswer, end: str = "") -> list[str]:
     """Return the names of keys and values of each layer in turn; `end` is READ, or nothing."""
     return [f"{what}_{layer}{end}" for layer in range(answer.layers) for what in ("keys", "values")]
 
@@ -167,8 +214,9 @@ def memory_names(answer: Answer, end: str = "") -> list[str]:
 def file_names(record: Record) -> Iterator[str]:
     """Yield the names of a record's graphs and of their weights."""
     yield WEIGHTS
-    yield from (see_name(rows) for rows in sorted({bucket.rows for bucket in record.buckets}))
-    yield from (step_name(step, bucket) for bucket in record.buckets for step in steps_of(record.answer))
+    if isinstance(record.answer, TokenAnswer):
+        yield from (see_name(rows) for rows in sorted({bucket.rows for bucket in record.buckets}))
+    yield from (step_name(step, bucket) for bucket in record.buckets for step in record.answer.steps)
 
 
 def read_record(folder: Path) -> Record:
@@ -194,10 +242,9 @@ def read_record(folder: Path) -> Record:
 
 
 def _record(source: str, data: Mapping[str, Any]) -> Record:
-    inputs, answer, prompt = data["inputs"], data["answer"], data["prompt"]
+    inputs, prompt = data["inputs"], data["prompt"]
     proprio = inputs["proprio_dim"]
     vocabulary = whole(source, "vocabulary", inputs["vocabulary"], 4_194_304)
-    bins = whole(source, "n_action_bins", answer["n_action_bins"], vocabulary, 2)
     frames = tuple(whole(source, "frames", side, 65_536) for side in data["frames"])
     buckets = tuple(
         Bucket(*(whole(source, key, each[key], 65_536) for key in ("rows", "text"))) for each in data["buckets"]
@@ -218,15 +265,7 @@ def _record(source: str, data: Mapping[str, Any]) -> Record:
         ),
         frames=(frames[0], frames[1], frames[2], frames[3]),
         buckets=buckets,
-        answer=Answer(
-            whole(source, "action_dim", answer["action_dim"], 1024),
-            whole(source, "chunk", answer["chunk"], 1000),
-            whole(source, "layers", answer["layers"], MOST_LAYERS),
-            whole(source, "inserted", answer["inserted"], 1_000_000, 0),
-            whole(source, "action_vocab_end", answer["action_vocab_end"], vocabulary, bins),
-            bins,
-            whole(source, "pad_token_id", answer["pad_token_id"], vocabulary - 1, 0),
-        ),
+        answer=_answer(source, data["head"], data["answer"], vocabulary),
         prompt=PromptForm(
             str(prompt["text"]),
             tuple(whole(source, "first", id, vocabulary - 1, 0) for id in prompt["first"]),
@@ -234,6 +273,7 @@ def _record(source: str, data: Mapping[str, Any]) -> Record:
             whole(source, "eos", prompt["eos"], vocabulary - 1, 0),
         ),
         preprocessing=dict(data["preprocessing"]),
+        cameras=tuple(str(name) for name in data["cameras"]),
         statistics_key=None if data["statistics_key"] is None else str(data["statistics_key"]),
         threads=whole(source, "threads", data["threads"], 1024, 0),
         versions=_texts(data["versions"]),
@@ -241,6 +281,36 @@ def _record(source: str, data: Mapping[str, Any]) -> Record:
         files=_texts(data["files"]),
         parity=None if data["parity"] is None else Parity(**data["parity"]),
     )
+
+
+def _answer(source: str, head: object, data: Mapping[str, Any], vocabulary: int) -> Answer:
+    def number(key: str, largest: int, smallest: int = 1) -> int:
+        return whole(source, key, data[key], largest, smallest)
+
+    sizes = {"action_dim": number("action_dim", 1024), "chunk": number("chunk", 1000)}
+    pad = number("pad_token_id", vocabulary - 1, 0)
+    match head:
+        case "tokens":
+            tokens = number("tokens", MOST_TOKENS)
+            return TokenAnswer(
+                **sizes,
+                tokens=tokens,
+                drafted=number("drafted", tokens),
+                given=number("given", tokens - 1, 0),
+                layers=number("layers", MOST_LAYERS),
+                inserted=number("inserted", 1_000_000, 0),
+                pad_token_id=pad,
+                codec=dict(data["codec"]),
+            )
+        case "chunk":
+            normalisation = data["normalisation"]
+            if normalisation not in BOUNDS:
+                raise CheckpointError(f"{source}: {unknown('normalisation', str(normalisation), BOUNDS)}")
+            eos = number("eos", vocabulary - 1, 0)
+            clip = data["clip"] is True
+            return ChunkAnswer(**sizes, normalisation=normalisation, clip=clip, eos=eos, pad_token_id=pad)
+        case _:
+            raise CheckpointError(f"{source}: {unknown('head', str(head), HEADS)}")
 
 
 def _texts(table: Mapping[str, Any]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from vla_robot.core.errors import CheckpointError, ContractError, PolicyError
 from vla_robot.core.messages import ActionChunk, Observation
-from vla_robot.core.normalise import EPSILON, MIN_MAX, Q99, Bounds, unnormalise
+from vla_robot.core.normalise import BOUNDS, EPSILON, QuantileStats, unnormalise
 from vla_robot.policy.device import torch_device
 from vla_robot.policy.openvla.checkpoint import OpenVLACheckpoint, read_checkpoint
 from vla_robot.policy.openvla.components import (
@@ -37,6 +38,7 @@ from vla_robot.policy.openvla.network.parallel_decoding import ParallelGenerator
 from vla_robot.policy.openvla.network.reason import Decoder
 from vla_robot.policy.openvla.weights import load_model, require_complete
 from vla_robot.policy.vla.checkpoint import torch_dtype
+from vla_robot.policy.vla.codecs.rows import ACTIONS_NOT_FINITE
 from vla_robot.policy.vla.engine.compiler import is_fused
 from vla_robot.policy.vla.heads.l1 import L1Head
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE
@@ -49,7 +51,6 @@ from vla_robot.policy.vla.reason.stage_timer import StageTimer
 from vla_robot.recipe.policy import OFTRecipe
 
 DESCRIBED = "the recipe's [oft]"
-BOUNDS: Mapping[str, Bounds] = {"bounds_q99": Q99, "bounds": MIN_MAX}
 REFUSED = {
     "noisy_action_projector": "its action head is a diffusion model; only the L1 head is supported.",
     "vision_backbone": "its towers are steered by the instruction (FiLM), which is not supported.",
@@ -64,6 +65,8 @@ class OFTPolicy:
         embodiment: the arm the policy was trained for, or None for a published checkpoint, which does not say.
         model: towers, projectors and language model.
         oft: sizes, cameras and normalisation.
+        preprocessor: turns frames into the model's pixels.
+        statistics: dataset name -> statistics of actions (and of the state).
         read: makes the batch that `predict` takes from observations.
         regression: the bare inference; its `in_blocks` is that of other policies.
     """
@@ -92,9 +95,10 @@ class OFTPolicy:
         self.model = model
         self.oft = oft
         self.embodiment = checkpoint.embodiment
-        self._preprocessor = checkpoint.preprocessor
+        self.preprocessor = checkpoint.preprocessor
         self._pixels = pixels_on(model.weight.device, checkpoint.preprocessor)
-        self._statistics = Statistics(checkpoint.config.norm_stats, statistics_key, BOUNDS[oft.normalisation])
+        self.statistics: Mapping[str, Mapping[str, Any]] = checkpoint.config.norm_stats
+        self._statistics = Statistics(self.statistics, statistics_key, BOUNDS[oft.normalisation])
         self.read = ObservationReader(
             model.config.inputs, self._pixels, checkpoint.tokenizer, self._statistics, oft.cameras
         )
@@ -148,15 +152,19 @@ class OFTPolicy:
         """
         actions = self.regression(batch, stages or StageTimer()).cpu().double().numpy()  # MPS has no float64
         if not np.isfinite(actions).all():
-            raise PolicyError("the policy's actions are not finite: the checkpoint or its input is damaged.")
+            raise PolicyError(ACTIONS_NOT_FINITE)
         return actions.clip(-1.0, 1.0) if self.oft.clip else actions
+
+    def state_stats(self) -> QuantileStats:
+        """Return the statistics that normalise the arm's state. Raises ContractError if there are none."""
+        return self._statistics.of("proprio")
 
     def self_test(self) -> None:
         """Raise CheckpointError if the model ignores its image or its actions are not finite."""
         check_image_sensitivity(
             self.model.config.inputs,
             self.model.config.frame,
-            self._preprocessor,
+            self.preprocessor,
             self._pixels,
             lambda batch: torch.from_numpy(self.predict(batch)),
         )
@@ -170,6 +178,7 @@ def load_oft(
     statistics_key: str | None = None,
     image_preprocessing: str = NONE,
     fuse: bool | None = None,
+    trainable: bool = False,
 ) -> OFTPolicy:
     """Load a policy from a folder in OpenVLA-OFT's published layout.
 
@@ -181,6 +190,7 @@ def load_oft(
         statistics_key: dataset whose statistics un-normalise the actions; required if there are several.
         image_preprocessing: preprocessing of frames: "none", "rlds" or "rlds_crop".
         fuse: compile the work between matrix products into one kernel each; None does so on CUDA with triton.
+        trainable: store matrices as optimisers and exporters need them, not as acting reads them fastest.
 
     Raises:
         CheckpointError: the folder is incomplete or damaged, fails the self-test, does not fit the recipe, or is of a
@@ -197,7 +207,7 @@ def load_oft(
         head = L1Head(llm_dim, oft.action_dim)
     head.load_state_dict(read_component(folder, ACTION_HEAD, head, DESCRIBED), assign=True)
     beside = _proprio(folder, oft.proprio_dim, llm_dim)
-    model = load_model(folder, config, precision, place, beside, acting=True)
+    model = load_model(folder, config, precision, place, beside, acting=not trainable)
     head = head.to(device=place, dtype=precision).requires_grad_(False).eval()
     policy = OFTPolicy(model, head, checkpoint, oft, statistics_key, is_joined)
     policy.self_test()

@@ -15,6 +15,7 @@ from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.messages import ActionChunk, Image, Observation
 from vla_robot.core.normalise import QuantileStats, unnormalise
 from vla_robot.core.ports import ActionCodec
+from vla_robot.policy.vla.codecs.rows import decoded
 from vla_robot.policy.vla.engine.compiled import CompiledInference
 from vla_robot.policy.vla.engine.quantise import memory_bytes
 from vla_robot.policy.vla.inputs.observations import Batch, ObservationReader, check_image_sensitivity
@@ -121,7 +122,7 @@ class VLAPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor]:
         # A row of fewer dimensions generates its own tokens first; later ones cannot change them.
         prefixes = [committed_tokens(o, s, self.codec) for o, s in zip(observations, stats, strict=True)]
         tokens = self.generate(batch, max(self.codec.tokens(len(s)) for s in stats), stages, prefixes)
-        actions = [unnormalise(self._decoded(row, len(s)), s) for row, s in zip(tokens, stats, strict=True)]
+        actions = [unnormalise(decoded(self.codec, row, len(s)), s) for row, s in zip(tokens, stats, strict=True)]
         stages.lap("detokenise")
         after = [follows_committed(o, self.codec, prefix) for o, prefix in zip(observations, prefixes, strict=True)]
         return chunks_of(actions, observations, stages, after)
@@ -193,10 +194,6 @@ class VLAPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor]:
         """Raise CheckpointError if the model ignores its image or its logits are not finite."""
         config = self.model.config
         check_image_sensitivity(config.inputs, config.frame, self.preprocessor, self._pixels, self._first_logits)
-
-    def _decoded(self, ids: NDArray[np.int64], dim: int) -> NDArray[np.float64]:
-        """Return the (K, dim) actions of one row's ids, without what follows its answer."""
-        return self.codec.decode(ids[: self.codec.tokens(dim)][ids[: self.codec.tokens(dim)] >= 0], dim)
 
     def _tokens(self, batch: Batch, count: int, stages: StageTimer) -> Tensor:
         if self._compiled is not None and self._compiled.takes(batch):

@@ -1,4 +1,4 @@
-"""Loads the policy that a server serves, as a function of observations."""
+"""Loads the policy that a server serves, as a function of observations, and says on which device it is."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ from typing import Any
 
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import ContractError, RecipeError
+from vla_robot.core.host.optional import require
+from vla_robot.core.ports.tasks import Resources
 from vla_robot.core.ports.wrapped_policy import history_steps
-from vla_robot.recipe.policy import WeightsRecipe
+from vla_robot.recipe.policy import CheckpointRecipe, OnnxRecipe, WeightsRecipe
 from vla_robot.recipe.policy_source import PolicySource
 from vla_robot.serve.policy.batcher import Act
+
+MODEL_MB, MODEL_SHARE = 1000, 1.5
+"""Main memory of a policy on a cluster [MB], besides this multiple of its files."""
+WEIGHT_FILES = ("*.safetensors", "*.pt", "weights.bin")
 
 
 def build_served_policy(source: PolicySource) -> tuple[Act, Embodiment | None]:
@@ -41,6 +47,36 @@ def weights_of(source: PolicySource) -> WeightsRecipe:
             "`vla list policies` shows them."
         )
     return source.recipe
+
+
+def device_of(source: PolicySource) -> str | None:
+    """Return the device of a policy's weights, in words; None if it has none in this process.
+
+    Raises:
+        ContractError: there is no such device on this computer.
+        MissingDependencyError: torch, or onnxruntime for kind 'onnx', is not installed.
+    """
+    if not isinstance(source.recipe, WeightsRecipe):
+        return None
+    if isinstance(source.recipe, OnnxRecipe):
+        require("onnxruntime", "edge", f"policy '{source.name}'")
+        return f"onnxruntime's {source.recipe.provider}"
+    require("torch", "policy", f"policy '{source.name}'")
+    from vla_robot.policy.device import device_in_words, torch_device
+
+    return device_in_words(torch_device(source.recipe.device))
+
+
+def model_needs(source: PolicySource, *, has_gpu: bool) -> Resources:
+    """Return what a policy with weights takes of its computer: its files' size and more, and a GPU where one may be."""
+    recipe = weights_of(source)
+    known = isinstance(recipe, CheckpointRecipe | OnnxRecipe)
+    folder = recipe.checkpoint if known else source.path
+    files = [] if folder is None else [file for name in WEIGHT_FILES for file in folder.glob(name)]
+    device = recipe.provider if isinstance(recipe, OnnxRecipe) else recipe.device.partition(":")[0]
+    wants_gpu = has_gpu and device in ("auto", "cuda", "tensorrt")
+    files_mb = sum(file.stat().st_size for file in files) / 1e6
+    return Resources(1.0, round(MODEL_MB + MODEL_SHARE * files_mb), 1.0 if wants_gpu else 0.0)
 
 
 def _seeing_mirrored(act: Act) -> Act:

@@ -52,14 +52,14 @@ class ReplicatedBatcher(Batcher):
 
     def __init__(
         self,
-        commands: Sequence[Sequence[str]],
+        starts: Sequence[Callable[[], Replica]],
         line: Line,
         clock: Clock | None = None,
         on_event: Callable[[str], None] = lambda text: None,
     ) -> None:
         """
         Args:
-            commands: the program of each replica; see `program`.
+            starts: starts each replica, and returns without waiting for it.
             line: queue of the requests.
             clock: clock of the deadlines.
             on_event: gets a line of text when a replica is lost, restarted or replaced, in any thread.
@@ -68,7 +68,7 @@ class ReplicatedBatcher(Batcher):
         self._on_event = on_event
         self._over = threading.Event()
         self._restart = threading.Event()
-        self._seats = [_Seat(number, command, self) for number, command in enumerate(commands)]
+        self._seats = [_Seat(number, start, self) for number, start in enumerate(starts)]
         self._others = [
             threading.Thread(target=self._look, name="replicas", daemon=True),
             threading.Thread(target=self._restart_all, name="restart", daemon=True),
@@ -136,8 +136,8 @@ class ReplicatedBatcher(Batcher):
 class _Seat:
     """Place of one replica, and the thread that keeps a process in it."""
 
-    def __init__(self, number: int, command: Sequence[str], batcher: ReplicatedBatcher) -> None:
-        self._number, self._command, self._batcher = number, command, batcher
+    def __init__(self, number: int, start: Callable[[], Replica], batcher: ReplicatedBatcher) -> None:
+        self._number, self._start, self._batcher = number, start, batcher
         self._replica: Replica | None = None
         self._loaded: Loaded | None = None
         self._failure: VlaError | None = None
@@ -193,7 +193,7 @@ class _Seat:
     def _run(self) -> None:
         while not self._batcher.is_over:
             try:
-                with Replica(self._command) as replica:
+                with self._start() as replica:
                     self._replica = replica
                     self._use(replica)
             except VlaError as error:

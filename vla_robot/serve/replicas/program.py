@@ -22,6 +22,7 @@ from typing import Any
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import PolicyError, TransportError, VlaError, in_words, unknown
 from vla_robot.core.messages import ActionChunk, Observation
+from vla_robot.recipe.policy import OnnxRecipe
 from vla_robot.recipe.policy_source import PolicySource, find_policy
 from vla_robot.serve.policy.batcher import Act
 from vla_robot.serve.replicas.stream import Stream
@@ -82,16 +83,24 @@ def _batch(stream: Stream) -> tuple[list[Observation], list[str | None], int]:
 def _answers(act: Act, observations: Sequence[Observation], keys: Sequence[str | None], seq: int) -> list[list[Buffer]]:
     """Return the encoded chunk of each row, or one error for all. The server's batcher finds the faulty row."""
     try:
-        chunks: Sequence[ActionChunk] = act(observations, keys)
-        if len(chunks) != len(observations):
-            raise PolicyError(f"the policy gave {len(chunks)} answers to {len(observations)} observations.")
-        return [encode(Message("chunk", seq, {"chunk": pack_action_chunk(chunk)})) for chunk in chunks]
+        chunks = answered(act, observations, keys)
     except VlaError as error:
-        failure = error
+        return [encode(Message("error", seq, pack_error(error)))]
+    return [encode(Message("chunk", seq, {"chunk": pack_action_chunk(chunk)})) for chunk in chunks]
+
+
+def answered(act: Act, observations: Sequence[Observation], keys: Sequence[str | None]) -> Sequence[ActionChunk]:
+    """Return one chunk for each observation. Raises VlaError alone, whatever the policy raises."""
+    try:
+        chunks: Sequence[ActionChunk] = act(observations, keys)
+    except VlaError:
+        raise
     except BaseException as error:  # a bug of a policy, or a panic of a native library, must not end the replica
         _LOG.exception("inference failed")
-        failure = PolicyError(f"the policy failed with {in_words(error)}.")
-    return [encode(Message("error", seq, pack_error(failure)))]
+        raise PolicyError(f"the policy failed with {in_words(error)}.") from error
+    if len(chunks) != len(observations):
+        raise PolicyError(f"the policy gave {len(chunks)} answers to {len(observations)} observations.")
+    return chunks
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -111,30 +120,45 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.sched_setaffinity(0, {int(core) for core in arguments.cores.split(",")})  # before torch counts the cores
     with Stream(socket.socket(fileno=arguments.fd)) as stream:
         try:
-            answer_all(stream, lambda: _load(arguments.policy, arguments.device, arguments.replica))
+            answer_all(
+                stream, lambda: load(find_policy(arguments.policy).on_device(arguments.device), arguments.replica)
+            )
         except OSError:  # the server closed its end, or is gone
             return 0
     return 0
 
 
-def _load(name: str, device: str | None, replica: int) -> Ready:
-    from vla_robot.policy.device import device_in_words, torch_device
-    from vla_robot.serve.policy.load import build_served_policy, weights_of
+def _source(name: str, device: str | None) -> PolicySource:
+    return find_policy(name).on_device(device)
 
-    source = _on_own_gpu(find_policy(name).on_device(device), replica)
-    act, embodiment = build_served_policy(source)
-    return Ready(act, embodiment, device_in_words(torch_device(weights_of(source).device)))
+
+def load(source: PolicySource, replica: int) -> Ready:
+    """Load a policy as one of several replicas.
+
+    Args:
+        source: the policy.
+        replica: number of the replica, from 0; of several GPUs, each replica has its own.
+
+    Raises:
+        VlaError: the policy or the device cannot be used.
+    """
+    from vla_robot.serve.policy.load import build_served_policy, device_of
+
+    own = _on_own_gpu(source, replica)
+    act, embodiment = build_served_policy(own)
+    return Ready(act, embodiment, device_of(own) or "")
 
 
 def _on_own_gpu(source: PolicySource, replica: int) -> PolicySource:
     """Replace the device "auto" or "cuda" by this replica's own GPU; if there are fewer GPUs, replicas share them."""
-    import torch
-
     from vla_robot.serve.policy.load import weights_of
 
+    if isinstance(source.recipe, OnnxRecipe) or weights_of(source).device not in ("auto", "cuda"):
+        return source
+    import torch
+
     count = torch.cuda.device_count()
-    is_named = weights_of(source).device not in ("auto", "cuda")
-    return source if is_named or count == 0 else source.on_device(f"cuda:{replica % count}")
+    return source if count == 0 else source.on_device(f"cuda:{replica % count}")
 
 
 if __name__ == "__main__":

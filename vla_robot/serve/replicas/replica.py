@@ -1,4 +1,4 @@
-"""One replica, seen from the server: a process that holds the policy, and its end of the socket pair."""
+"""One replica, seen from the server: a process that holds the policy, here or on a node of a cluster."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import socket
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -49,8 +50,49 @@ class Loaded:
     device: str
 
 
-class Replica(Closeable):
-    """A process that runs one copy of the policy; for one thread, `close` and `lost` excepted."""
+class Replica(Closeable, ABC):
+    """A process with one copy of the policy; for one thread, `close`, `kill` and `lost` excepted."""
+
+    @property
+    @abstractmethod
+    def pid(self) -> int:
+        """Its process, on its computer; 0 before it is known."""
+
+    @property
+    @abstractmethod
+    def lost(self) -> str:
+        """Why it cannot answer any more; empty if it can."""
+
+    @abstractmethod
+    def await_loaded(self) -> Loaded:
+        """Wait until the policy is loaded.
+
+        Raises:
+            VlaError: the error that loading raised in the process.
+            ModelLostError: the process ended, or took too long.
+        """
+
+    @abstractmethod
+    def act(self, observations: Sequence[Observation], keys: Sequence[str | None]) -> list[ActionChunk]:
+        """Return one chunk per observation, computed in one batch.
+
+        Raises:
+            VlaError: the policy's error.
+            ModelLostError: the process ended, is stuck, or answered something invalid; it cannot be asked again.
+        """
+
+    @abstractmethod
+    def kill(self) -> None:
+        """Kill the process, from any thread: a batch that it computes raises ModelLostError."""
+
+
+def without_truth(observations: Sequence[Observation]) -> list[Observation]:
+    """Return observations without the simulator's state, which a learned policy never gets."""
+    return [replace(observation, privileged={}) for observation in observations]
+
+
+class ProcessReplica(Replica):
+    """A process on this computer, and our end of its socket pair."""
 
     def __init__(self, command: Sequence[str]) -> None:
         """Start the process.
@@ -77,19 +119,12 @@ class Replica(Closeable):
 
     @property
     def lost(self) -> str:
-        """Why it cannot answer any more; empty if it can."""
         status = self._process.poll()
         if status is None:
             return self._broken
         return f"the replica's process {self.pid} ended ({exit_in_words(status)})"
 
     def await_loaded(self) -> Loaded:
-        """Wait until the policy is loaded.
-
-        Raises:
-            VlaError: the error that loading raised in the process.
-            ModelLostError: the process ended, or took too long.
-        """
         message = self._receive(START_TIMEOUT_S)
         reader = MessageReader(message.body, message.kind)
         if message.kind == "error":
@@ -98,12 +133,6 @@ class Replica(Closeable):
         return Loaded(unpack_embodiment(embodiment) if embodiment.names() else None, reader.text("device"))
 
     def act(self, observations: Sequence[Observation], keys: Sequence[str | None]) -> list[ActionChunk]:
-        """Return one chunk per observation, computed in one batch.
-
-        Raises:
-            VlaError: the policy's error.
-            ModelLostError: the process ended, is stuck, or answered something invalid; it cannot be asked again.
-        """
         self._number += 1
         self._send(observations, keys)
         return [self._chunk() for _ in observations]
@@ -115,12 +144,10 @@ class Replica(Closeable):
         end_child(self._process, STOP_TIMEOUT_S)
 
     def kill(self) -> None:
-        """Kill the process, from any thread: a batch that it computes raises ModelLostError."""
         self._process.kill()
 
     def _send(self, observations: Sequence[Observation], keys: Sequence[str | None]) -> None:
-        # A learned policy never gets the simulator's privileged state.
-        rows = [pack_observation(replace(observation, privileged={})) for observation in observations]
+        rows = [pack_observation(observation) for observation in without_truth(observations)]
         bodies = [{"observation": row, "key": key or ""} for row, key in zip(rows, keys, strict=True)]
         # All are encoded before the first is sent: the replica never keeps part of a batch.
         messages = [encode(Message("row", self._number, body)) for body in bodies]

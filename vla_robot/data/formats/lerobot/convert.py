@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,28 +46,76 @@ MOST_DIMENSIONS = 5
 """Largest number of dimensions of LeRobot's arrays."""
 
 
+@dataclass(frozen=True)
+class LeRobotConversion:
+    """What a conversion to LeRobot writes. It is known before the first episode, and can be pickled.
+
+    Attributes:
+        names: field of the source -> column.
+        fields: the source's fields.
+        described: column -> LeRobot's description from when the dataset was one before; empty if it was none.
+        rate_hz: steps per second.
+        origin: the content of conversion.json.
+        history: where the dataset came from before; the origin if it came from nowhere.
+        lost: what LeRobot cannot hold, one line each.
+        options: values that the source does not give.
+    """
+
+    names: Mapping[str, str]
+    fields: Mapping[str, Field]
+    described: Mapping[str, Any]
+    rate_hz: float
+    origin: Origin
+    history: Origin
+    lost: tuple[str, ...]
+    options: Options
+
+    @classmethod
+    def of(cls, source: EpisodeSource, options: Options) -> LeRobotConversion:
+        """Plan the conversion of a source.
+
+        Raises:
+            DataError: the source lacks a value that LeRobot needs.
+        """
+        before = origin_of(source)
+        rate_hz = _rate_hz(source, before, options)
+        lost = _lost(source)
+        names = _names(source, before, lost)
+        origin = replace(describe_source(source), names=names, parts={SPLIT: [options.split, len(source)]})
+        # A dataset that was LeRobot before gets back the metadata that RLDS cannot hold.
+        history = before or origin
+        described = history.features if history.kind == "lerobot" else {}
+        return cls(names, source.fields, described, rate_hz, origin, history, tuple(lost.values()), options)
+
+    def begin(self, destination: Path) -> None:
+        """Write what comes before the first episode. Raises DataError if the folder holds another conversion."""
+        begin(destination / IN_LEROBOT, self.origin)
+        if self.history.embodiment is not None:
+            with writing(destination / EMBODIMENT):
+                write_json(destination / EMBODIMENT, self.history.embodiment)
+
+    def table(self, episode: Episode) -> EpisodeTable:
+        """Return an episode of the source as LeRobot stores it."""
+        return _episode_table(episode, self.names, self.fields, self.described, self.options)
+
+    def instructions(self, episode: Episode) -> tuple[str, ...]:
+        """Return the instruction of each step. Raises DataError if there is none."""
+        return _tasks(episode, self.options)
+
+
 def to_lerobot(source: EpisodeSource, destination: Path, options: Options, on_progress: OnProgress) -> Converted:
     """Convert to a LeRobot dataset, or continue its conversion. See `convert`."""
-    before = origin_of(source)
-    rate_hz = _rate_hz(source, before, options)
-    lost = _lost(source)
-    names = _names(source, before, lost)
-    origin = replace(describe_source(source), names=names, parts={SPLIT: [options.split, len(source)]})
-    history = before or origin  # a dataset that was LeRobot before gets back the metadata that RLDS cannot hold
+    plan = LeRobotConversion.of(source, options)
     tables = LeRobotTables(destination)
     try:
-        begin(destination / IN_LEROBOT, origin)
-        if history.embodiment is not None:
-            with writing(destination / EMBODIMENT):
-                write_json(destination / EMBODIMENT, history.embodiment)
-        described = history.features if history.kind == "lerobot" else {}
+        plan.begin(destination)
         done = tables.num_episodes
         for index in range(done, len(source)):
             episode = source.episode(index)
-            table = _episode_table(episode, names, source.fields, described, options)
-            tables.write(table, rate_hz, history.robot, lambda e=episode, i=index: _note_metadata(destination, i, e))
+            note = partial(note_metadata, destination, index, metadata_of(episode))
+            tables.write(plan.table(episode), plan.rate_hz, plan.history.robot, note)
             on_progress(index + 1, len(source))
-        return Converted(tables.num_episodes, tables.num_episodes - done, tuple(lost.values()))
+        return Converted(tables.num_episodes, tables.num_episodes - done, plan.lost)
     finally:
         tables.close()
 
@@ -203,8 +252,13 @@ def _count_pixels(film: Frames) -> tuple[tuple[int, int], NDArray[np.int64]]:
     return (first.shape[0], first.shape[1]), counts
 
 
-def _note_metadata(root: Path, index: int, episode: Episode) -> None:
-    metadata = {name: _plain(value) for name, value in episode.metadata.items() if not isinstance(value, bytes)}
+def metadata_of(episode: Episode) -> dict[str, Any]:
+    """Return an episode's metadata as JSON can hold it."""
+    return {name: _plain(value) for name, value in episode.metadata.items() if not isinstance(value, bytes)}
+
+
+def note_metadata(root: Path, index: int, metadata: Mapping[str, Any]) -> None:
+    """Append an episode's line to meta/episode_metadata.jsonl."""
     line = json.dumps({"episode": index, "metadata": metadata}, ensure_ascii=False)
     append_line(root / METADATA, line)
 

@@ -75,6 +75,40 @@ class EpisodeTable:
         return len(self.tasks)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where an episode stands in its dataset.
+
+    Attributes:
+        number: its number.
+        data_file: number of its file.
+        first_frame: frames of the episodes before it.
+        tasks: instruction -> task_index.
+    """
+
+    number: int
+    data_file: int
+    first_frame: int
+    tasks: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Written:
+    """An episode whose data file is on the disk; it does not count before its row is written.
+
+    Attributes:
+        features: column -> LeRobot's description, without the counters.
+        tasks: its instructions, each once.
+        length: steps.
+        stats: column -> its statistics.
+    """
+
+    features: Mapping[str, Any]
+    tasks: Sequence[str]
+    length: int
+    stats: Mapping[str, Stats]
+
+
 @dataclass
 class _State:
     """The state of the dataset after its last episode."""
@@ -141,11 +175,33 @@ class LeRobotTables:
         Raises:
             DataError: the episode does not fit the dataset, or writing to disk failed.
         """
-        if self._state.features and episode.features != self._state.features:
-            raise DataError(_difference(self._root, self._state.features, episode.features))
+        self._require_like(episode.features)
         with writing(self._root, self._what_is_safe):
-            self._rate_hz, self._robot, self._state.features = rate_hz, robot, episode.features
-            self._write_files(episode, rate_hz, before_it_counts)
+            place = Place(self.num_episodes, self.next_file, self.num_frames, self.numbered(episode.tasks))
+            written = write_data(self._root, place, episode, rate_hz)
+        self.add(written, rate_hz, robot, before_it_counts)
+
+    def add(
+        self, written: Written, rate_hz: float, robot: str, before_it_counts: Callable[[], None] = lambda: None
+    ) -> None:
+        """Append the episode whose data file is the next one; the arguments are those of `write`.
+
+        Raises:
+            DataError: the episode does not fit the dataset, or writing to disk failed.
+        """
+        self._require_like(written.features)
+        with writing(self._root, self._what_is_safe):
+            self._rate_hz, self._robot, self._state.features = rate_hz, robot, written.features
+            self._count(written, before_it_counts)
+
+    @property
+    def next_file(self) -> int:
+        """Number of the next episode's data file."""
+        return self._state.data_file
+
+    def numbered(self, tasks: Sequence[str]) -> dict[str, int]:
+        """Return instruction -> task_index of the dataset's tasks, and of new ones in their order behind them."""
+        return {task: number for number, task in enumerate(dict.fromkeys([*self._state.tasks, *tasks]))}
 
     def close(self) -> None:
         """Release the folder for other writers. May be called twice."""
@@ -182,45 +238,40 @@ class LeRobotTables:
         if info["total_episodes"] != len(rows):  # a crash came between the episode's row and the totals
             self._write_totals()
 
-    def _write_files(self, episode: EpisodeTable, rate_hz: float, before_it_counts: Callable[[], None]) -> None:
-        """Write the data, then the row in meta/episodes, then the totals of all rows."""
+    def _require_like(self, features: Mapping[str, Any]) -> None:
+        if self._state.features and features != self._state.features:
+            raise DataError(_difference(self._root, self._state.features, features))
+
+    def _count(self, written: Written, before_it_counts: Callable[[], None]) -> None:
+        """Write what comes before the row in meta/episodes, then the row, then the totals of all rows."""
         state = self._state
-        columns = {**episode.columns, **_counters(episode, state, self._task_indices(episode.tasks), rate_hz)}
-        stats = _episode_stats(episode, columns)
-        write_table(numbered_file(self._root, DATA, state.data_file), _table(episode, columns, self._all_features))
+        if new := [task for task in written.tasks if task not in state.tasks]:
+            state.tasks.extend(new)
+            write_tasks(self._root, state.tasks)
         if not state.num_episodes:
             self._write_totals()  # before the first row, so that a dataset with a row always has its description
         before_it_counts()
         if len(state.rows) == ROWS_PER_FILE:
             state.rows, state.episodes_file = [], state.episodes_file + 1
-        row = self._row(episode, stats)
+        row = self._row(written)
         write_table(numbered_file(self._root, EPISODES, state.episodes_file), _rows_table([*state.rows, row]))
         state.rows.append(row)
         state.num_episodes += 1
-        state.num_frames += len(episode)
+        state.num_frames += written.length
         state.data_file += 1
-        state.stats = _merged([state.stats, stats] if state.stats else [stats])
+        state.stats = _merged([state.stats, written.stats] if state.stats else [written.stats])
         self._write_totals()
 
-    def _task_indices(self, tasks: Sequence[str]) -> NDArray[np.int64]:
-        known = self._state.tasks
-        new = [task for task in dict.fromkeys(tasks) if task not in known]
-        if new:
-            known.extend(new)
-            write_tasks(self._root, known)
-        numbers = {task: known.index(task) for task in dict.fromkeys(tasks)}
-        return np.array([numbers[task] for task in tasks], dtype=np.int64)
-
-    def _row(self, episode: EpisodeTable, stats: Mapping[str, Stats]) -> dict[str, Any]:
+    def _row(self, written: Written) -> dict[str, Any]:
         state = self._state
         return {
             "episode_index": state.num_episodes,
-            "tasks": list(dict.fromkeys(episode.tasks)),
-            "length": len(episode),
+            "tasks": list(written.tasks),
+            "length": written.length,
             **position(DATA, state.data_file),
             "dataset_from_index": state.num_frames,
-            "dataset_to_index": state.num_frames + len(episode),
-            **{f"stats/{name}/{key}": value.tolist() for name, s in stats.items() for key, value in s.items()},
+            "dataset_to_index": state.num_frames + written.length,
+            **{f"stats/{name}/{key}": value.tolist() for name, s in written.stats.items() for key, value in s.items()},
             **position(EPISODES, state.episodes_file),
         }
 
@@ -229,17 +280,13 @@ class LeRobotTables:
         write_json(self._root / STATS, plain)
         write_json(self._root / INFO, self._info())
 
-    @property
-    def _all_features(self) -> dict[str, Any]:
-        return {**self._state.features, **{name: feature(dtype, [1]) for name, dtype in COUNTERS.items()}}
-
     def _info(self) -> dict[str, Any]:
         assert self._rate_hz is not None  # set with the first episode, before anything is written
         state, rate_hz = self._state, self._rate_hz
         return {
             "codebase_version": VERSION,
             "fps": int(rate_hz) if rate_hz == int(rate_hz) else rate_hz,
-            "features": self._all_features,
+            "features": _all(state.features),
             "total_episodes": state.num_episodes,
             "total_frames": state.num_frames,
             "total_tasks": len(state.tasks),
@@ -251,6 +298,14 @@ class LeRobotTables:
             "robot_type": self._robot,
             "splits": {"train": f"0:{state.num_episodes}"},
         }
+
+
+def write_data(root: Path, place: Place, episode: EpisodeTable, rate_hz: float) -> Written:
+    """Write the data file of an episode; `LeRobotTables.add` then appends the episode. Raises OSError."""
+    columns = {**episode.columns, **_counters(episode, place, rate_hz)}
+    write_table(numbered_file(root, DATA, place.data_file), _table(episode, columns, _all(episode.features)))
+    stats = _episode_stats(episode, columns)
+    return Written(episode.features, tuple(dict.fromkeys(episode.tasks)), len(episode), stats)
 
 
 def feature(dtype: str, shape: Sequence[int], names: Sequence[str] | None = None) -> dict[str, Any]:
@@ -291,18 +346,20 @@ def _difference(root: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -
     )
 
 
-def _counters(
-    episode: EpisodeTable, state: _State, tasks: NDArray[np.int64], rate_hz: float
-) -> dict[str, NDArray[Any]]:
+def _all(features: Mapping[str, Any]) -> dict[str, Any]:
+    return {**features, **{name: feature(dtype, [1]) for name, dtype in COUNTERS.items()}}
+
+
+def _counters(episode: EpisodeTable, place: Place, rate_hz: float) -> dict[str, NDArray[Any]]:
     """Return the columns of COUNTERS, (T,) each."""
     step = np.arange(len(episode))
     stamps = step / rate_hz if episode.timestamps is None else episode.timestamps
     return {
         "timestamp": stamps.astype(np.float32),
         "frame_index": step,
-        "episode_index": np.full(len(episode), state.num_episodes),
-        "index": state.num_frames + step,
-        "task_index": tasks,
+        "episode_index": np.full(len(episode), place.number),
+        "index": place.first_frame + step,
+        "task_index": np.array([place.tasks[task] for task in episode.tasks], dtype=np.int64),
     }
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 
 from vla_robot.core.messages import Image, Observation
-from vla_robot.policy.vla.policy import AnyVLAPolicy
+from vla_robot.policy.onnx.export.source import Source
 
 SHIPPED = Path(__file__).with_name("frames.jpg")
 """Eight frames beside one another: two cameras' views of four moments of Lift and of its colour task."""
@@ -16,25 +16,25 @@ INSTRUCTIONS = ("lift the red cube", "put the mug in the drawer and close it")
 CELLS = 7
 
 
-def observations(policy: AnyVLAPolicy, count: int, frame: tuple[int, int]) -> list[Observation]:
+def observations(source: Source, count: int, frame: tuple[int, int]) -> list[Observation]:
     """Return observations for a policy: half with shipped frames, half with coarse random ones, random states.
 
     Args:
-        policy: the exported policy; its statistics give the range of the state.
+        source: the policy; its statistics give the range of the state.
         count: number of observations.
         frame: height and width of frames of cameras whose size the policy does not say [px].
     """
     rng, shipped = np.random.default_rng(0), _shipped()
-    sizes = _cameras(policy, frame)
-    states = _states(policy, count, rng)
+    sizes = _cameras(source, frame)
+    states = _states(source, count, rng)
     found = list[Observation]()
     for number in range(count):
-        source = (
+        frames = (
             _coarse(rng, len(sizes))
             if number % 2
             else [shipped[(number + n) % len(shipped)] for n in range(len(sizes))]
         )
-        images = {name: _resized(image, size) for image, (name, size) in zip(source, sizes.items(), strict=True)}
+        images = {name: _resized(image, size) for image, (name, size) in zip(frames, sizes.items(), strict=True)}
         found.append(Observation(images, states[number], INSTRUCTIONS[number // 2 % 2], stamp_ns=0, step=0))
     return found
 
@@ -54,16 +54,18 @@ def _resized(image: Image, size: tuple[int, int]) -> Image:
     return np.asarray(PIL.Image.fromarray(image).resize((width, height), PIL.Image.Resampling.NEAREST))
 
 
-def _cameras(policy: AnyVLAPolicy, frame: tuple[int, int]) -> dict[str, tuple[int, int]]:
-    if policy.embodiment is not None:
-        return {camera.name: (camera.height, camera.width) for camera in policy.embodiment.cameras}
-    return {f"camera_{n}": frame for n in range(policy.model.config.inputs.num_images)}
+def _cameras(source: Source, frame: tuple[int, int]) -> dict[str, tuple[int, int]]:
+    if source.embodiment is not None:
+        sizes = {camera.name: (camera.height, camera.width) for camera in source.embodiment.cameras}
+        return {name: sizes[name] for name in source.cameras}
+    names = source.cameras or [f"camera_{n}" for n in range(source.model.config.inputs.num_images)]
+    return dict.fromkeys(names, frame)
 
 
-def _states(policy: AnyVLAPolicy, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Return (count, P) states between the quantiles of the statistics; (count, 0) for a policy that reads none."""
-    dim = policy.model.config.inputs.proprio_dim
+def _states(source: Source, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Return (count, P) states between the bounds of the statistics; (count, 0) for a policy that reads none."""
+    dim = source.model.config.inputs.proprio_dim
     if dim is None:
         return np.zeros((count, 0))
-    stats = policy.state_stats()
+    stats = source.state_stats()
     return rng.uniform(stats.q01, stats.q99, (count, dim))

@@ -6,49 +6,25 @@ They are those of `vla/slots/block.py`; here keys and values are inputs and outp
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vla_robot.policy.onnx.record import READ, Answer, Bucket, memory_names
+from vla_robot.policy.onnx.record import READ, TokenAnswer, memory_names
 from vla_robot.policy.vla.model import VLAModel
 from vla_robot.policy.vla.policy import AnyVLAPolicy
-from vla_robot.policy.vla.sequence.columns import put_at
-from vla_robot.policy.vla.sequence.ragged import RaggedSequence, with_given
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Sizes of a graph.
-
-    Attributes:
-        bucket: rows and tokens of text.
-        frames: (N, C, H, W) shape of one row's pixels.
-        answer: sizes of an answer.
-    """
-
-    bucket: Bucket
-    frames: tuple[int, ...]
-    answer: Answer
-
-    @property
-    def columns(self) -> int:
-        """Columns of a row: the prompt, the given tokens and the answer, whose last token is not read."""
-        a = self.answer
-        return a.inserted + self.bucket.text + a.given + a.chunk * a.action_dim - 1
+from vla_robot.policy.vla.slots.first_pass import PromptTensors, arranged, first_pass
+from vla_robot.policy.vla.slots.sizes import BlockSize
 
 
 class Step(nn.Module):
     """A step. Its `forward` takes the tensors of `inputs` in their order, and returns those of `outputs`."""
 
-    def __init__(self, policy: AnyVLAPolicy, sizes: Sizes) -> None:
+    def __init__(self, model: VLAModel[Any], size: BlockSize) -> None:
         super().__init__()
-        self.model: VLAModel[Any] = policy.model
-        self.generator, self.reasoner = policy.generator, policy.reasoner
-        self.sizes = sizes
+        self.model, self.size = model, size
 
     @property
     def inputs(self) -> dict[str, Tensor]:
@@ -72,17 +48,17 @@ class Step(nn.Module):
         """Names of the inputs."""
         return list(self.inputs)
 
-    def rows(self, embeds: Tensor, lengths: Tensor) -> RaggedSequence:
-        """Return (B, S, D) rows of prompts with (B,) tokens of text, widened by the columns of the answer."""
-        sizes = self.sizes
-        pixels = embeds.new_zeros(sizes.bucket.rows, *sizes.frames)  # of which only the shape is used
-        rows = self.model.arrange(pixels, embeds, lengths + sizes.answer.inserted)
-        return rows.widened(sizes.columns)
+    @property
+    def pixels(self) -> Tensor:
+        """(B, N, C, H, W) example of pixels."""
+        return torch.rand(self.size.rows, *self.size.frames)
 
     @property
-    def lengths(self) -> Tensor:
-        """(B,) example of lengths, shorter than the bucket."""
-        return torch.full((self.sizes.bucket.rows,), self.sizes.bucket.text // 2)
+    def text(self) -> dict[str, Tensor]:
+        """Examples of ids and their lengths, shorter than the graph's, and of the state for a policy that reads it."""
+        rows, text, dim = self.size.rows, self.size.text, self.model.config.inputs.proprio_dim
+        found = {"ids": torch.zeros(rows, text, dtype=torch.int64), "lengths": torch.full((rows,), text // 2)}
+        return found if dim is None else found | {"state": torch.zeros(rows, dim)}
 
 
 class See(Step):
@@ -90,7 +66,7 @@ class See(Step):
 
     @property
     def inputs(self) -> dict[str, Tensor]:
-        return {"pixels": torch.rand(self.sizes.bucket.rows, *self.sizes.frames)}
+        return {"pixels": self.pixels}
 
     @property
     def outputs(self) -> list[str]:
@@ -103,70 +79,68 @@ class See(Step):
 class Begin(Step):
     """Aligns, and reads a prompt with the first guess."""
 
-    def __init__(self, policy: AnyVLAPolicy, sizes: Sizes, features: Tensor) -> None:
+    def __init__(self, policy: AnyVLAPolicy, size: BlockSize, answer: TokenAnswer, features: Tensor) -> None:
         """`features`: an example from `See`."""
-        super().__init__(policy, sizes)
-        self.features = features
+        super().__init__(policy.model, size)
+        self._generator, self._reasoner = policy.generator, policy.reasoner
+        self._answer, self._features = answer, features
 
     @property
     def inputs(self) -> dict[str, Tensor]:
-        B, text = self.sizes.bucket.rows, self.sizes.bucket.text
-        found = {"features": self.features, "ids": torch.zeros(B, text, dtype=torch.int64), "lengths": self.lengths}
-        if (dim := self.model.config.inputs.proprio_dim) is not None:
-            found["state"] = torch.zeros(B, dim)
-        if self.sizes.answer.chunk > 1:
-            found["given"] = torch.zeros(B, self.sizes.answer.given, dtype=torch.int64)
-            found["counts"] = torch.full((B,), self.sizes.answer.action_dim)
+        found = {"features": self._features, **self.text}
+        if self.size.given:
+            found["given"] = torch.zeros(self.size.rows, self.size.given, dtype=torch.int64)
+            found["counts"] = torch.full((self.size.rows,), min(self.size.action_dim, self.size.given))
         return found
 
     @property
     def outputs(self) -> list[str]:
-        return ["logits", *memory_names(self.sizes.answer)]
+        return ["logits", *memory_names(self._answer)]
 
     def step(self, given: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        embeds = self.model.align(given["features"], given["ids"], given.get("state"))
-        rows = self.rows(embeds, given["lengths"])
-        if "given" in given:
-            rows = with_given(rows, self.generator.look_up(given["given"]), given["counts"])
-        ends = rows.lengths
-        guess = self.generator.first_guess(self.sizes.bucket.rows, self.sizes.answer.action_dim - 1)
-        at = ends[:, None] + torch.arange(guess.shape[1])  # (B, D - 1)
-        put_at(rows.embeds, at, self.generator.look_up(guess))
-        hidden, memory = self.reasoner.read_rows(rows, torch.cat([ends[:, None] - 1, at], dim=1))
-        return self.generator.logits(hidden), *memory.tensors
+        pixels = given["features"].new_zeros(self.size.rows, *self.size.frames)
+        text = (given["ids"], given["lengths"], given.get("state"), given.get("given"), given.get("counts"))
+        fed = PromptTensors(pixels, given["features"], *text)
+        read = first_pass(self.model, self._reasoner, self._generator, self.size, fed)
+        return self._generator.logits(read.hidden), *read.memory.tensors
 
 
 class Pass(Step):
-    """Reads tokens of the answer into their slots. It gives their keys and values if another action follows."""
+    """Reads tokens of the answer into their slots. It gives their keys and values if others follow."""
 
-    def __init__(self, policy: AnyVLAPolicy, sizes: Sizes, memory: Sequence[Tensor], tokens: int) -> None:
+    def __init__(
+        self, policy: AnyVLAPolicy, size: BlockSize, answer: TokenAnswer, memory: Sequence[Tensor], tokens: int
+    ) -> None:
         """
         Args:
             policy: the policy.
-            sizes: sizes of the graph.
+            size: sizes of the graph.
+            answer: sizes of an answer.
             memory: an example from `Begin`.
-            tokens: D - 1 for a correction, D for the first guess of the next action, whose predecessor is not read yet.
+            tokens: D - 1 for a correction, D for the first guess of the next tokens, whose predecessor is not read yet.
         """
-        super().__init__(policy, sizes)
+        super().__init__(policy.model, size)
+        self._generator, self._reasoner, self._answer = policy.generator, policy.reasoner, answer
         self._memory, self._tokens = list(memory), tokens
-        self._keeps = sizes.answer.chunk > 1
+        self._keeps = size.actions > 1
 
     @property
     def inputs(self) -> dict[str, Tensor]:
-        tokens = torch.zeros(self.sizes.bucket.rows, self._tokens, dtype=torch.int64)
-        found = {"tokens": tokens, "lengths": self.lengths}
-        found["slots"] = self.lengths[:, None] + self.sizes.answer.inserted + torch.arange(self._tokens)
-        return found | dict(zip(memory_names(self.sizes.answer), self._memory, strict=True))
+        lengths = self.text["lengths"]
+        found = {"tokens": torch.zeros(self.size.rows, self._tokens, dtype=torch.int64), "lengths": lengths}
+        found["slots"] = lengths[:, None] + self._answer.inserted + torch.arange(self._tokens)
+        return found | dict(zip(memory_names(self._answer), self._memory, strict=True))
 
     @property
     def outputs(self) -> list[str]:
-        return ["logits", *(memory_names(self.sizes.answer, READ) if self._keeps else ())]
+        return ["logits", *(memory_names(self._answer, READ) if self._keeps else ())]
 
     def step(self, given: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        bucket, inserted = self.sizes.bucket, self.sizes.answer.inserted
-        embeds = self.generator.look_up(given["tokens"])
-        blank = embeds.new_zeros(bucket.rows, inserted + bucket.text, embeds.shape[-1])
-        tensors = [given[name].clone() for name in memory_names(self.sizes.answer)]
-        memory = self.reasoner.memory(self.rows(blank, given["lengths"]), tensors)
-        logits = self.generator.logits(self.reasoner.read_at(embeds, given["slots"], memory))
+        embeds = self._generator.look_up(given["tokens"])
+        pixels = embeds.new_zeros(self.size.rows, *self.size.frames)
+        blank = embeds.new_zeros(self.size.rows, self._answer.inserted + self.size.text, embeds.shape[-1])
+        rows = arranged(self.model, self.size, pixels, blank, given["lengths"])
+        tensors = [given[name].clone() for name in memory_names(self._answer)]
+        memory = self._reasoner.memory(rows, tensors)
+        logits = self._generator.logits(self._reasoner.read_at(embeds, given["slots"], memory))
         return (logits, *memory.tensors) if self._keeps else (logits,)

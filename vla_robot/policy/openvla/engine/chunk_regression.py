@@ -70,21 +70,37 @@ class ChunkBlock:
         self._features.copy_(self._model.perceive(self.pixels))
 
     def _answer(self) -> None:
-        embeds = self._model.align(self._features, self.ids, self.state)
-        lengths = self.lengths + (embeds.shape[1] - self.ids.shape[1])
-        self.actions = self._generator.actions(embeds, lengths)
+        self.actions = regressed(self._model, self._generator, self._features, self.ids, self.lengths, self.state)
+
+
+def regressed(
+    model: OpenVLA, generator: ParallelGenerator, features: Tensor, ids: Tensor, lengths: Tensor, state: Tensor | None
+) -> Tensor:
+    """Return the (B, K, D) normalised actions of perceived frames and completed prompts; no number is read.
+
+    Args:
+        model: towers, projectors and language model.
+        generator: reads the actions.
+        features: what `perceive` gave.
+        ids: (B, L) int64 text with its placeholders, padded at the right.
+        lengths: (B,) int64 tokens of each text.
+        state: (B, P), or None for a policy without proprioception.
+    """
+    embeds = model.align(features, ids, state)
+    return generator.actions(embeds, lengths + (embeds.shape[1] - ids.shape[1]))
 
 
 class ChunkRegression:
     """Turns batches into normalised actions. Calls from several threads run one after another.
 
     Attributes:
+        generator: reads the actions from one pass.
         in_blocks: whether batches are rounded up to a few fixed sizes, which CUDA records and repeats. On other devices
             this gives the same actions and gains nothing.
     """
 
     def __init__(self, model: OpenVLA, generator: ParallelGenerator) -> None:
-        self._model, self._generator = model, generator
+        self._model, self.generator = model, generator
         self._blocks = Kept[ChunkSize, ChunkBlock](lambda size: ChunkBlock(size, model, generator))
         self._lock = Lock()
         self.in_blocks = model.weight.device.type == "cuda"
@@ -96,7 +112,7 @@ class ChunkRegression:
         Raises:
             ContractError: the batch does not fit the model.
         """
-        completed = replace(batch, prompts=[self._generator.complete(prompt) for prompt in batch.prompts])
+        completed = replace(batch, prompts=[self.generator.complete(prompt) for prompt in batch.prompts])
         if not self.in_blocks:
             return self._at_once(completed, stages)
         with self._lock:
@@ -106,7 +122,7 @@ class ChunkRegression:
         prompt = self._model.prompt(batch, stages)
         is_ragged = int(prompt.lengths.min()) < prompt.embeds.shape[1]  # lengths are in main memory
         lengths = upload(prompt.lengths, prompt.embeds.device)
-        actions = self._generator.actions(prompt.embeds, lengths, is_ragged)
+        actions = self.generator.actions(prompt.embeds, lengths, is_ragged)
         stages.lap("decode")
         return actions
 

@@ -6,8 +6,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vla_robot.core.errors import ContractError
+from vla_robot.core.ports import ActionCodec
 
 NOT_FINITE = "the policy's logits are not finite: the checkpoint or its input is damaged."
+ACTIONS_NOT_FINITE = "the policy's actions are not finite: the checkpoint or its input is damaged."
 
 
 class VocabularyRows:
@@ -41,6 +43,16 @@ class VocabularyRows:
                 f"[{self._sorted[0]}, {self._sorted[-1] + 1})."
             )
         return self._order[place]
+
+
+def decoded(codec: ActionCodec, ids: NDArray[np.int64], dim: int) -> NDArray[np.float64]:
+    """Return the (K, dim) actions in [-1, 1] of an answer's (n,) ids, which -1 or tokens of no use may follow.
+
+    Raises:
+        ContractError: the ids are no whole answer, or the codec was made for another number.
+    """
+    said = ids[: codec.tokens(dim)]
+    return codec.decode(said[said >= 0], dim)
 
 
 def finite(actions: ArrayLike) -> NDArray[np.float64]:

@@ -22,8 +22,7 @@ from torch import Tensor
 from vla_robot.policy.vla.model import VLAModel
 from vla_robot.policy.vla.reason.generate import SETTLED, Generator, outcome
 from vla_robot.policy.vla.reason.reasoner import Reasoner
-from vla_robot.policy.vla.sequence.columns import put_at
-from vla_robot.policy.vla.sequence.ragged import with_given
+from vla_robot.policy.vla.slots.first_pass import PromptTensors, first_pass
 from vla_robot.policy.vla.slots.recorded import recorded
 from vla_robot.policy.vla.slots.sizes import BlockSize
 
@@ -67,20 +66,12 @@ class Block:
         self._features.copy_(self._model.perceive(self.pixels))
 
     def _begin(self) -> None:
-        model, generator = self._model, self._generator
-        embeds = model.align(self._features, self.ids, self.state)
-        inserted = embeds.shape[1] - self.size.text
-        rows = model.arrange(self.pixels, embeds, self.lengths + inserted).widened(embeds.shape[1] + self.size.answer)
-        if self.size.given:
-            rows = with_given(rows, generator.look_up(self.given), self.counts)
-        ends = rows.lengths
-        guess = generator.first_guess(self.size.rows, self.size.action_dim - 1)
-        self._at = ends[:, None] + torch.arange(self.size.action_dim - 1, device=ends.device)  # (B, D - 1)
-        put_at(rows.embeds, self._at, generator.look_up(guess))
-        wanted = torch.cat([ends[:, None] - 1, self._at], dim=1)
-        hidden, self._memory = self._reasoner.read_rows(rows, wanted)
-        self.said, self._finite = generator.say(hidden)
-        self.outcome = outcome(self.said, guess, self._finite)
+        told = (self.given, self.counts) if self.size.given else (None, None)
+        fed = PromptTensors(self.pixels, self._features, self.ids, self.lengths, self.state, *told)
+        read = first_pass(self._model, self._reasoner, self._generator, self.size, fed)
+        self._at, self._memory = read.at, read.memory
+        self.said, self._finite = self._generator.say(read.hidden)
+        self.outcome = outcome(self.said, read.guess, self._finite)
 
     def _correct(self) -> None:
         guess = self.said[:, :-1].clone()
