@@ -17,7 +17,7 @@ from vla_robot.core.ports import ActionCodec
 from vla_robot.policy.onnx.generate import GraphGenerator
 from vla_robot.policy.onnx.inputs import Ids
 from vla_robot.policy.onnx.record import RECORD, ChunkAnswer, Record, TokenAnswer
-from vla_robot.policy.onnx.regress import GraphRegression
+from vla_robot.policy.onnx.regression import GraphRegression
 from vla_robot.policy.onnx.runtime import Graphs
 from vla_robot.policy.vla.codecs.folder import codec_from
 from vla_robot.policy.vla.codecs.rows import decoded
