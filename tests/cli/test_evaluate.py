@@ -217,7 +217,7 @@ def test_an_error_is_driven_again_by_the_same_command_and_nothing_else_is(
 ) -> None:
     bench.world = lambda: Sides(dies_at=lambda seed: seed == 7)
     run("--workers", "2")
-    assert "--out e` continues." in capsys.readouterr().out
+    assert "--videos none --out e` continues." in capsys.readouterr().out
     bench.world, before = Sides, found()["episodes"]
     bench.built.clear()
     assert run("--workers", "2") == 0
