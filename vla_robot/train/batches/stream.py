@@ -167,7 +167,8 @@ class Encoder:
         input_ids, labels = labelled([prompts[sample.instruction] for sample in samples], answers, self.pad_id)
         reads_state = self.proprio_dim is not None
         state = np.stack([sample.state[-1] for sample in samples]).astype(np.float32) if reads_state else None
-        return Rows(frames, is_there, input_ids, labels, state, said.astype(np.float32))
+        learned = said if self.has_head else actions  # tokens have the answer, so that a batch keeps the whole window
+        return Rows(frames, is_there, input_ids, labels, state, learned.astype(np.float32))
 
     def squares(
         self, samples: Sequence[Sample], pool: ThreadPoolExecutor | None = None
