@@ -88,7 +88,13 @@ class Sample:
     def policy(self) -> AnyVLAPolicy:
         return family_of(self.folder).load(self.folder)
 
-    def inputs(self, policy: AnyVLAPolicy, observation: Observation, answer: NDArray[np.int64]) -> dict[str, Tensor]:
+    def inputs(
+        self,
+        policy: AnyVLAPolicy,
+        observation: Observation,
+        answer: NDArray[np.int64],
+        prompt: NDArray[np.int64] | None = None,
+    ) -> dict[str, Tensor]:
         """The library's own inputs for one row: its image processor's pixels, and placeholders for them."""
         processor = PROCESSORS[self.name].from_pretrained(str(self.folder), local_files_only=True)
         frames = [observation.images[camera] for camera in CAMERAS]
@@ -97,7 +103,7 @@ class Sample:
         ids: list[int] = []
         for part in policy.model.layout.parts:
             ids += [self.library.config.image_token_id] * counts.pop(0) if part is Place.IMAGE else list(part)
-        ids += policy.tokenizer(observation.instruction).tolist()
+        ids += (policy.tokenizer(observation.instruction) if prompt is None else prompt).tolist()
         prefix = len(ids)
         row = torch.tensor([[*ids, *answer.tolist()]])
         kinds = (row == self.library.config.image_token_id).long()

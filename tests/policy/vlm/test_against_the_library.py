@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from transformers import LogitsProcessorList
 
+from benchmarks.models.plain_vlm import OnlyRows
 from vla_robot.core.normalise import normalise
 from vla_robot.policy.families import family_of
 from vla_robot.policy.vla.model import IGNORE
@@ -71,6 +73,22 @@ def test_actions_are_the_tokens_in_units(sample: Sample) -> None:
         expected = policy.codec.decode(row, 7)[0]
         np.testing.assert_allclose(normalise(chunk.actions[0], policy.action_stats()), expected, atol=1e-6)
         assert {"preprocess", "towers", "projector", "prefill", "decode"} <= set(chunk.stages_ms)
+
+
+def test_answers_in_words_are_the_librarys(sample: Sample) -> None:
+    policy, question, longest = sample.policy(), "which cube is left?", 6
+    config, words = policy.model.config, policy.tokenizer
+    allowed = np.arange(config.num_words)
+    if config.codec.reserved:
+        allowed = np.setdiff1d(allowed, config.codec.ids)
+    inputs = sample.inputs(policy, ROWS[1], np.empty(0, np.int64), words.question(question))
+    with torch.inference_mode():
+        out = sample.library.generate(
+            **inputs, max_new_tokens=longest, do_sample=False, eos_token_id=words.eos, pad_token_id=0,
+            logits_processor=LogitsProcessorList([OnlyRows(torch.from_numpy(allowed))]),
+        )  # fmt: skip
+    expected = words.words(out[0, inputs["input_ids"].shape[1] :].numpy())
+    assert policy.answer(ROWS[1].images, question, longest) == expected
 
 
 @pytest.mark.parametrize("part", ["vision", "projector", "decoder"])

@@ -108,6 +108,18 @@ def test_a_policy_to_be_trained_is_left_as_it_is(sample: Sample) -> None:
     )
 
 
+def test_norms_of_one_call_are_the_librarys(sample: Sample) -> None:
+    norms = {name: norm for name, norm in sample.library.named_modules() if type(norm).__name__.endswith("RMSNorm")}
+    acting = sample.policy().model.vlm
+    assert norms
+    for name, theirs in norms.items():
+        ours, width = acting.get_submodule(name), getattr(theirs, "weight", torch.empty(16)).shape[0]
+        assert not type(ours).__module__.startswith("transformers."), name
+        x = torch.randn(2, 5, width, generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-6)
+
+
 def test_rows_that_settle_apart_say_what_they_say_alone(sample: Sample) -> None:
     policy = sample.policy()
     seen = [observation(number) for number in range(0, 12, 2)]

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from vla_robot.core.errors import CheckpointError
 from vla_robot.policy.vla import layout
+from vla_robot.policy.vla.engine.norms import join_norms
 from vla_robot.policy.vla.engine.quantise import converter, linears, quantise_linears
 from vla_robot.policy.vla.heads.build import AnyHead, new_head
 from vla_robot.policy.vla.heads.prompted import KeysValues
@@ -83,6 +84,7 @@ class TransformersModel(VLAModel[VLMConfig]):
             quantise_linears(layers, converter(quantise, self.weight.device))
         elif layout.is_for(self.weight.dtype, self.weight.device):
             layout.store_by_columns(self, self.vlm.lm_head)
+            join_norms(self.vlm)
 
     @property
     def constant(self) -> int:
