@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[3]
 MOST_MB = 400
 """Goal for a robot's own computer."""
 ARM = Path(__file__).parent / "arm"
-PATIENT = ("--max-age-s", "60", "--hold-after-s", "60", "--stop-after-s", "120")
+PATIENT = ("--max-age-s", "10", "--hold-after-s", "60", "--stop-after-s", "120")
 """Limits that only a broken program exceeds, however busy the computer is."""
 HEAVY = ("torch", "transformers", "timm", "onnx", "mujoco")
 
