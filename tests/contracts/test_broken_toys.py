@@ -215,6 +215,7 @@ BROKEN: dict[str, dict[str, Callable[[], Any]]] = {
         "holds": after(ToyArm, "hold", lambda arm, result: replace(result, executed=np.array([0.0, 1.0]))),
         "looks": after(ToyArm, "look", lambda arm, seen: stepped(seen, len(arm.looks))),
         "cameras": instead(ToyArm, camera_stamps_ns={"wrist": 1}),
+        "times": instead(ToyArm, last_stages_ms={"bounds": -1.0}),
         "streams": instead(ToyArm, next_set_point_ns=0, send_set_point=lambda self: None),
         "stops": instead(ToyArm, stop=fail),
         "closes": instead(ToyArm, close=fail),

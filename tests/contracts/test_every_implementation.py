@@ -50,7 +50,7 @@ SUITES: dict[str, tuple[str, tuple[Iterable[str], ...]]] = {
     "OutlinesObjects": WORLDS,
     "Policy": ("KINDS of test_policy_contract.py", (test_policy_contract.KINDS,)),
     "ReadsHistory": ("KINDS of test_policy_contract.py", (test_policy_contract.KINDS,)),
-    "ReportsStages": WORLDS,
+    "ReportsStages": (f"{WORLDS[0]}, or {ARMS[0]}", (*WORLDS[1], *ARMS[1], *ROBOTS[1])),
     "ReportsStatus": ROBOTS,
     "Robot": ROBOTS,
     "PlacedObject": RUNNERS,
@@ -75,6 +75,7 @@ NOT_ASKED: dict[str, dict[str, str]] = {
         "SharedPolicy": "what gives each world a PolicySeat, which is asked",
         "SharedModel": "the same for every seat of an evaluation",
     },
+    "ReportsStages": {"WrappedArm": "the base of arms that wrap another, each of which is asked"},
     "ReportsStatus": {
         "BridgeServer": "the status that RemoteRobot fetches",
         "Batcher": "the status of a server of policies, which is no robot",

@@ -12,6 +12,7 @@ from vla_robot.core.ports import Arm, Streamed
 from vla_robot.testing.contract import (
     FITS,
     INSTRUCTS,
+    TIMES,
     TRAVELS,
     Contract,
     Sentence,
@@ -47,6 +48,7 @@ CONTRACT = Contract(
             "camera_stamps_ns has positive stamps of the embodiment's cameras alone.",
             "Key it by the names in `embodiment.cameras`; leave a camera out that tells no stamp.",
         ),
+        "times": TIMES,
         "streams": Sentence(
             "An arm that takes set points says when the next one is due, a positive stamp, and none earlier once that "
             "is sent.",
@@ -98,6 +100,7 @@ def check_arm(
             CONTRACT.require_executed(arm.embodiment, action, result, "executes", inexact)
             observation = result.observation
             _check_observation(arm, observation, tick)
+            CONTRACT.require_stages(arm, "times")
         _check_hold(arm, ticks, tolerance)
         _check_look(arm, tolerance)
         _check_stop(arm, tolerance)

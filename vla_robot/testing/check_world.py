@@ -8,10 +8,11 @@ import numpy as np
 
 from vla_robot.core.errors import ContractError, VlaError
 from vla_robot.core.messages import Observation, StepResult
-from vla_robot.core.ports import ReportsStages, VisibleWorld, World
+from vla_robot.core.ports import VisibleWorld, World
 from vla_robot.testing.contract import (
     FITS,
     INSTRUCTS,
+    TIMES,
     TRAVELS,
     Contract,
     Sentence,
@@ -80,10 +81,7 @@ CONTRACT = Contract(
             "look gives the present state and step under a newer stamp, and changes nothing.",
             "Render without stepping the simulation, and leave the step counter alone.",
         ),
-        "times": Sentence(
-            "A world that reports its stages gives the milliseconds of each, by name.",
-            "Measure with a monotonic clock, and convert with float().",
-        ),
+        "times": TIMES,
         "closes": Sentence(
             "close may be called twice; after it, reset and step raise a VlaError.",
             "Let close return when it has released all before, and check a flag in reset and step.",
@@ -133,7 +131,7 @@ def _check_episode(world: World, seed: int, steps: int) -> list[Observation]:
         result = world.step(action.copy())
         _check_observation(world, result.observation, step)
         _check_result(world, observation, result)
-        _check_stages(world)
+        CONTRACT.require_stages(world, "times")
         CONTRACT.require_executed(world.embodiment, action, result, "executes")
         observation = result.observation
         seen.append(observation)
@@ -159,13 +157,6 @@ def _check_result(world: World, before: Observation, result: StepResult) -> None
     for name in ("success", "terminated", "truncated"):
         value = getattr(result, name)
         CONTRACT.require(type(value) is bool, "ends", f"{name} is {value!r} ({type(value).__name__})")
-
-
-def _check_stages(world: World) -> None:
-    if isinstance(world, ReportsStages):
-        stages_ms = dict(world.last_stages_ms)
-        sound = all(isinstance(name, str) and 0 <= ms < np.inf for name, ms in stages_ms.items())
-        CONTRACT.require(sound, "times", f"{stages_ms}")
 
 
 def _newest_ns(observation: Observation) -> int:

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import ContractError
 from vla_robot.core.messages import Observation, StepResult, Vector
+from vla_robot.core.ports import ReportsStages
 
 
 class BrokenContractError(ContractError):
@@ -89,6 +90,13 @@ class Contract:
         self.require(state.dtype == np.float64, name, f"the state's numbers are {state.dtype}")
         self.require(bool(np.isfinite(state).all()), name, f"the state is {state}")
 
+    def require_stages(self, reporter: object, name: str) -> None:
+        """Require that a world or an arm that reports its stages gives a time of each [ms]."""
+        if isinstance(reporter, ReportsStages):
+            stages_ms = dict(reporter.last_stages_ms)
+            sound = all(isinstance(stage, str) and 0 <= ms < np.inf for stage, ms in stages_ms.items())
+            self.require(sound, name, f"{stages_ms}")
+
     def require_executed(
         self, embodiment: Embodiment, asked: Vector, result: StepResult, name: str, inexact: ArrayLike = 0.0
     ) -> None:
@@ -141,6 +149,10 @@ TRAVELS = Sentence(
 )
 INSTRUCTS = Sentence(
     "instruction is the task in plain words.", "Return a text of at least one word; policies are asked with it."
+)
+TIMES = Sentence(
+    "A world or an arm that reports its stages gives the milliseconds of each, by name.",
+    "Measure with a monotonic clock, and convert with float().",
 )
 FITS = Sentence(
     "Each observation holds the cameras and the state that the embodiment announces, (H, W, 3) uint8 RGB and (S,) "
