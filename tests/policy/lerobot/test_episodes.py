@@ -14,8 +14,8 @@ from vla_robot.cli.build import build_policy
 from vla_robot.core.clock import FakeClock
 from vla_robot.core.messages import Clamp, Observation, StepResult, Vector
 from vla_robot.loop.control_loop import run_episode
-from vla_robot.policy.lerobot.noise import row_seed
 from vla_robot.policy.lerobot.policy import LeRobotPolicy
+from vla_robot.policy.vla.heads.noise import row_seed
 from vla_robot.recipe.policy_source import find_policy
 
 from .lerobot_folders import ARM, batch_of, lerobots_own, observation

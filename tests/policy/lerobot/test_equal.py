@@ -14,8 +14,8 @@ import torch
 
 from vla_robot.core.messages import Observation
 from vla_robot.policy.kinds import check_policy, load_policy
-from vla_robot.policy.lerobot.noise import row_seed
 from vla_robot.policy.lerobot.policy import LeRobotPolicy
+from vla_robot.policy.vla.heads.noise import row_seed
 from vla_robot.recipe.policy import LeRobotRecipe
 
 from . import lerobot_folders as write
