@@ -49,7 +49,9 @@ def test_a_step_stays_on_the_device_and_reads_nothing(nano_folder: Path, device:
         model = nano_on(gpu, nano_folder)
         only_what_is_read(model)
         rows = batch(model).to(torch.device(device))
-        scores_of(model.config.codec, model.config.inputs.vocabulary, model.weight.device)  # tables that are made once
+        scores_of(
+            model.config.codec, model.config.inputs.vocabulary, model.weight.device, model.locations
+        )  # tables that are made once
         gpu.lap("before")
         output = model(rows.pixels, rows.input_ids, rows.labels, rows.state, 1.0)
         gpu.lap("forward")

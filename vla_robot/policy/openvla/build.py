@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vla_robot.core.embodiment import Embodiment, require_fit
 from vla_robot.core.errors import ContractError, PolicyError, unknown
+from vla_robot.policy.device import torch_device
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.oft import OFTPolicy, load_oft
@@ -21,6 +22,7 @@ type AnyHeadPolicy = HeadPolicy[OpenVLA, OpenVLAPrompts, Preprocessor]
 
 def build(recipe: OpenVLARecipe, embodiment: Embodiment | None, expert: str | None) -> OpenVLAPolicy | AnyHeadPolicy:
     """Build the policy as `load_policy` does."""
+    torch_device(recipe.device)  # what is not there is told before anything is read
     if OpenVLAConfig.read(recipe.checkpoint).head is not None:
         return _fitted(sampling_as(_with_head(recipe), recipe.flow), embodiment)
     require_flow(recipe.flow, None)

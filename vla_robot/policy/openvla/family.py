@@ -11,6 +11,7 @@ import torch
 
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import CheckpointError, RecipeError
+from vla_robot.policy.device import torch_device
 from vla_robot.policy.openvla.checkpoint import OpenVLACheckpoint, read_checkpoint
 from vla_robot.policy.openvla.create import create, give_head
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
@@ -53,6 +54,7 @@ class OpenVLAFamily:
         quantise: str | None = None,
         trainable: bool = False,
     ) -> OpenVLAPolicy | HeadPolicy[OpenVLA, OpenVLAPrompts, Preprocessor]:
+        torch_device(device)  # what is not there is told before anything is read
         if OpenVLAConfig.read(folder).head is not None:
             return load_with_head(
                 folder,

@@ -246,7 +246,9 @@ class Generator:
         for _ in range(draft.guess.shape[1]):
             if draft.settled:
                 return draft.said
-            if correct is None and len(still := draft.open_rows) <= len(draft.guess) // 2:
+            # On a GPU a row costs less than the wait for which rows are open.
+            few_help = correct is None and draft.said.device.type == "cpu"
+            if few_help and len(still := draft.open_rows) <= len(draft.guess) // 2:
                 return self._settle_rows(draft, still, stages)
             draft = (correct or self.correct)(draft)
             stages.passes += 1
