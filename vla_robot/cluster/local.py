@@ -101,7 +101,7 @@ class _LocalObject[State]:
 
 
 class _LocalPlaced[State]:
-    """A state in this process. A call that is killed ends in a thread of its own, whose result nobody gets."""
+    """A state in this process. A call that is killed ends in a thread of its own, and its result is dropped."""
 
     def __init__(self, make: Callable[[], AbstractContextManager[State]]) -> None:
         self._make, self._stack, self._states = make, ExitStack(), list[State]()

@@ -95,6 +95,6 @@ def as_asked_for(args: EvaluateArgs, folder: Path) -> str:
         words += ["--cluster", args.cluster, *(["--replicas", str(args.replicas)] if args.replicas > 1 else [])]
     if args.language != ("plain",):
         words += ["--language", *args.language]
-    if args.videos != "failures":  # with "none", worlds that nobody looks at render nothing, also in what is left
+    if args.videos != "failures":  # with "none", the episodes that are left render nothing either
         words += ["--videos", args.videos]
     return shlex.join([*words, "--out", short_path(folder)])

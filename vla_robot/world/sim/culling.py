@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 OUT_OF_SIGHT = 5
-"""MuJoCo's geom group that is not drawn unless it is asked for, and nobody here asks for it."""
+"""MuJoCo's geom group that is not drawn unless it is asked for; this package never asks for it."""
 
 MARGIN_M = 1e-4
 """Added to each distance [m], far above its rounding."""
