@@ -84,6 +84,12 @@ class Origin:
     embodiment: dict[str, Any] | None = None
 
 
+def require_episodes(source: EpisodeSource, split: str) -> None:
+    """Raise DataError if a source has no episode."""
+    if not len(source):
+        raise DataError(f"{source.location}, {split}: there is no episode to convert.")
+
+
 def describe_source(source: EpisodeSource) -> Origin:
     """Return the metadata of a source, without parts, names and additions, which are known later."""
     common = {"name": source.name, "rate_hz": source.rate_hz}

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from vla_robot.core.episode import OnProgress
-from vla_robot.core.errors import DataError
 from vla_robot.core.ports import EpisodeSource
-from vla_robot.data.formats.conversion_metadata import Converted, Options
+from vla_robot.data.formats.conversion_metadata import Converted, Options, require_episodes
 from vla_robot.data.formats.lerobot.convert import to_lerobot
 from vla_robot.data.formats.lerobot.source import LeRobotSource
 from vla_robot.data.formats.rlds.convert import to_rlds
@@ -41,8 +40,7 @@ def convert(
     Raises:
         DataError: the folder holds another dataset, or the source lacks a value that the format needs.
     """
-    if not len(source):
-        raise DataError(f"{source.location}, {options.split}: there is no episode to convert.")
+    require_episodes(source, options.split)
     write = to_rlds if to == "rlds" else to_lerobot
     return write(without_nulls(source), destination, options, on_progress)
 

@@ -22,6 +22,7 @@ from vla_robot.policy.onnx.runtime import Graphs
 from vla_robot.policy.vla.codecs.folder import codec_from
 from vla_robot.policy.vla.codecs.rows import decoded
 from vla_robot.policy.vla.inputs.reader import committed_tokens, follows_committed
+from vla_robot.policy.vla.inputs.statistics import require_dimension
 
 
 class Head(ABC):
@@ -116,10 +117,8 @@ class ChunkHead(Head):
         return np.asarray(answer, np.float64)
 
     def require_dims(self, stats: Sequence[QuantileStats]) -> None:
-        if other := [len(each) for each in stats if len(each) != self._answer.action_dim]:
-            raise ContractError(
-                f"the graphs give {self._answer.action_dim} numbers per action, but the statistics have {other[0]}."
-            )
+        dimension = self._answer.action_dim
+        require_dimension(stats, dimension, f"the graphs give {dimension} numbers per action")
 
 
 def head_of(folder: Path, record: Record) -> Head:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_robot.core.errors import PolicyError
 from vla_robot.policy.onnx.inputs import Ids, Inputs, filled, in_buckets, padded
 from vla_robot.policy.onnx.record import Bucket, ChunkAnswer, Record, step_name
 from vla_robot.policy.onnx.runtime import Graphs, value
-from vla_robot.policy.vla.codecs.rows import ACTIONS_NOT_FINITE
+from vla_robot.policy.vla.codecs.rows import finite_actions
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
 
 
@@ -47,9 +46,7 @@ class GraphRegression:
         if inputs.state is not None:
             fed["state"] = value(filled(inputs.state, rows))
         actions = self._graphs.run(self._name(bucket), fed)["actions"].numpy()[: len(prompts)]
-        if not np.isfinite(actions).all():
-            raise PolicyError(ACTIONS_NOT_FINITE)
-        return actions.clip(-1.0, 1.0) if self._answer.clip else actions
+        return finite_actions(actions, self._answer.clip)
 
     def _completed(self, prompt: Ids) -> Ids:
         return np.concatenate([prompt, np.full(self._answer.placeholders, self._answer.eos, dtype=np.int64)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vla_robot.core.embodiment import Embodiment, require_fit
-from vla_robot.core.errors import ContractError, PolicyError, unknown
+from vla_robot.core.errors import ContractError, unknown
 from vla_robot.policy.device import torch_device
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.network.model import OpenVLA
@@ -23,10 +23,10 @@ type AnyHeadPolicy = HeadPolicy[OpenVLA, OpenVLAPrompts, Preprocessor]
 def build(recipe: OpenVLARecipe, embodiment: Embodiment | None, expert: str | None) -> OpenVLAPolicy | AnyHeadPolicy:
     """Build the policy as `load_policy` does."""
     torch_device(recipe.device)  # what is not there is told before anything is read
-    if OpenVLAConfig.read(recipe.checkpoint).head is not None:
-        return _fitted(sampling_as(_with_head(recipe), recipe.flow), embodiment)
-    require_flow(recipe.flow, None)
-    policy = load(
+    head = OpenVLAConfig.read(recipe.checkpoint).head
+    require_flow(recipe.flow, head)
+    of_its_kind = load if head is None else load_with_head
+    policy = of_its_kind(
         recipe.checkpoint,
         recipe.dtype,
         recipe.device,
@@ -36,21 +36,7 @@ def build(recipe: OpenVLARecipe, embodiment: Embodiment | None, expert: str | No
         quantise=recipe.quantise,
         fuse=recipe.fuse,
     )
-    return _fitted(policy, embodiment)
-
-
-def _with_head(recipe: OpenVLARecipe) -> AnyHeadPolicy:
-    if recipe.fuse:
-        raise PolicyError("only OpenVLA's own layout and OpenVLA-OFT's are fused: leave fuse out of the recipe.")
-    return load_with_head(
-        recipe.checkpoint,
-        recipe.dtype,
-        recipe.device,
-        recipe.statistics_key,
-        recipe.image_preprocessing,
-        compiled=recipe.compiled,
-        quantise=recipe.quantise,
-    )
+    return _fitted(sampling_as(policy, recipe.flow), embodiment)
 
 
 def build_oft(recipe: OpenVLAOFTRecipe, embodiment: Embodiment | None, expert: str | None) -> OFTPolicy:

@@ -19,7 +19,7 @@ from vla_robot.policy.openvla.weights import save_model
 from vla_robot.policy.vla.codecs.folder import is_in_config, write_codec
 from vla_robot.policy.vla.codecs.plan import added_rows, codec_of_new
 from vla_robot.policy.vla.heads.build import new_head
-from vla_robot.policy.vla.heads.sizes import HeadSizes, head_block, planned_head
+from vla_robot.policy.vla.heads.sizes import HeadSizes, block_with_head, head_block, planned_head
 from vla_robot.policy.vla.inputs.preprocess import Preprocessor
 from vla_robot.policy.vla.inputs.prompts import ASKED_FOR_ACTION, new_tokenizer
 from vla_robot.policy.vla.json_files import OUR_BLOCK, read_json, write_json
@@ -144,16 +144,12 @@ def give_head(folder: Path, recipe: HeadRecipe, embodiment: Embodiment, chunk: i
     data = read_json(folder / "config.json")
     old = OpenVLAConfig.read(folder)
     text = build_text_config(old)
+    block, head = block_with_head(recipe, embodiment, chunk, old.proprio_dim)
     torch.manual_seed(seed)
-    dim = old.proprio_dim
-    if dim is None and recipe.state:
-        dim = len(embodiment.state)
-        if not component_files(folder, PROPRIO_PROJECTOR):
-            write_component(folder, PROPRIO_PROJECTOR, ProprioProjector(dim, text.hidden_size))
-    sizes = {"num_images": len(embodiment.cameras), "proprio_dim": dim, "chunk": chunk}
-    head = planned_head(recipe, len(embodiment.action))
-    block = {**data.get(OUR_BLOCK, {}), **sizes, **head_block(head)}
-    write_json(folder / "config.json", {**data, OUR_BLOCK: block})
+    dim = block["proprio_dim"]
+    if old.proprio_dim is None and dim is not None and not component_files(folder, PROPRIO_PROJECTOR):
+        write_component(folder, PROPRIO_PROJECTOR, ProprioProjector(dim, text.hidden_size))
+    write_json(folder / "config.json", {**data, OUR_BLOCK: {**data.get(OUR_BLOCK, {}), **block}})
     module = new_head(head, chunk, text)
     if module is not None and not component_files(folder, ACTION_HEAD):
         write_component(folder, ACTION_HEAD, module)

@@ -55,18 +55,8 @@ class OpenVLAFamily:
         trainable: bool = False,
     ) -> OpenVLAPolicy | HeadPolicy[OpenVLA, OpenVLAPrompts, Preprocessor]:
         torch_device(device)  # what is not there is told before anything is read
-        if OpenVLAConfig.read(folder).head is not None:
-            return load_with_head(
-                folder,
-                dtype,
-                device,
-                statistics_key,
-                image_preprocessing,
-                compiled=compiled,
-                quantise=quantise,
-                trainable=trainable,
-            )
-        return load(
+        of_its_kind = load if OpenVLAConfig.read(folder).head is None else load_with_head
+        return of_its_kind(
             folder,
             dtype,
             device,

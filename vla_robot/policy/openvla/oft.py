@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vla_robot.core.errors import CheckpointError, ContractError, PolicyError
+from vla_robot.core.errors import CheckpointError
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.core.normalise import BOUNDS, EPSILON, QuantileStats, unnormalise
 from vla_robot.policy.device import torch_device
@@ -38,13 +38,13 @@ from vla_robot.policy.openvla.network.parallel_decoding import ParallelGenerator
 from vla_robot.policy.openvla.network.reason import Decoder
 from vla_robot.policy.openvla.weights import load_model, require_complete
 from vla_robot.policy.vla.checkpoint import torch_dtype
-from vla_robot.policy.vla.codecs.rows import ACTIONS_NOT_FINITE
+from vla_robot.policy.vla.codecs.rows import finite_actions
 from vla_robot.policy.vla.engine.compiler import is_fused
 from vla_robot.policy.vla.heads.l1 import L1Head
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE
 from vla_robot.policy.vla.inputs.observations import Batch, ObservationReader, check_image_sensitivity
 from vla_robot.policy.vla.inputs.reader import chunks_of, require_observations
-from vla_robot.policy.vla.inputs.statistics import Keys, Statistics, require_statistics
+from vla_robot.policy.vla.inputs.statistics import Keys, Statistics, require_dimension, require_statistics
 from vla_robot.policy.vla.inputs.upload import pixels_on
 from vla_robot.policy.vla.proprio import ProprioProjector
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
@@ -132,11 +132,7 @@ class OFTPolicy:
         stages = self.model.timer()
         require_observations(observations)
         stats = self._statistics.rows("action", len(observations), statistics_keys)
-        for sizes in stats:
-            if len(sizes) != self.oft.action_dim:
-                raise ContractError(
-                    f"the recipe says action_dim = {self.oft.action_dim}, but the statistics have {len(sizes)}."
-                )
+        require_dimension(stats, self.oft.action_dim, f"the recipe says action_dim = {self.oft.action_dim}")
         batch = self.read(observations, statistics_keys)
         stages.lap("preprocess")
         normalised = self.predict(batch, stages)
@@ -151,9 +147,7 @@ class OFTPolicy:
             PolicyError: a number is not finite.
         """
         actions = self.regression(batch, stages or StageTimer()).cpu().double().numpy()  # MPS has no float64
-        if not np.isfinite(actions).all():
-            raise PolicyError(ACTIONS_NOT_FINITE)
-        return actions.clip(-1.0, 1.0) if self.oft.clip else actions
+        return finite_actions(actions, self.oft.clip)
 
     def state_stats(self) -> QuantileStats:
         """Return the statistics that normalise the arm's state. Raises ContractError if there are none."""

@@ -203,11 +203,14 @@ def load_with_head(
     *,
     compiled: bool = False,
     quantise: str | None = None,
+    fuse: bool | None = None,
     trainable: bool = False,
 ) -> HeadPolicy[OpenVLA, OpenVLAPrompts, Preprocessor]:
     """Load a policy whose config.json names an action head; arguments and errors are those of `load`."""
     if compiled or quantise:
         raise PolicyError("a policy with an action head is neither compiled nor quantised: leave both out.")
+    if fuse:
+        raise PolicyError("only OpenVLA's own layout and OpenVLA-OFT's are fused: leave fuse out of the recipe.")
     precision, place = torch_dtype(dtype), torch_device(device)
     checkpoint = read_checkpoint(folder, image_preprocessing)
     policy = HeadPolicy(

@@ -9,6 +9,7 @@ Source: transformers 5.23, models/qwen2_vl, qwen2_5_vl, qwen3_vl, and vision_uti
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,7 @@ def still_arguments(frames: int, rows: int, columns: int, merge: int, device: to
     }
 
 
+@lru_cache(maxsize=16)  # asked for by each inference
 def places_of(rows: int, columns: int, merge: int) -> NDArray[np.int64]:
     """Return the (rows * columns, 2) rows and columns of a frame's patches, in the order in which they are merged."""
     places = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1)

@@ -23,7 +23,7 @@ from vla_robot.policy.vla.codecs.plan import BINS, added_rows, codec_of_new, pla
 from vla_robot.policy.vla.engine.compiled import require_compiler, require_one_graph
 from vla_robot.policy.vla.engine.quantise import require_quantiser
 from vla_robot.policy.vla.heads.policy import policy_class, require_tokens
-from vla_robot.policy.vla.heads.sizes import head_block, planned_head
+from vla_robot.policy.vla.heads.sizes import block_with_head, planned_head
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE, require_preprocessing
 from vla_robot.policy.vla.inputs.preprocess import FramePreprocessor
 from vla_robot.policy.vla.inputs.prompts import ASKED_FOR_ACTION, new_tokenizer, read_tokenizer
@@ -122,7 +122,7 @@ class TransformersFamily:
             require_compiler(place)
         checkpoint = self.read(folder, image_preprocessing)
         if compiled:
-            require_tokens(compiled and checkpoint.config.head is not None)
+            require_tokens(checkpoint.config.head is not None)
             require_one_graph(self.model, checkpoint.config.codec)
         model = self._model(folder, checkpoint, precision, place)
         if not trainable:
@@ -244,12 +244,8 @@ class TransformersFamily:
     def give_head(self, folder: Path, recipe: HeadRecipe, embodiment: Embodiment, chunk: int, seed: int) -> None:
         """See `Family`."""
         data, old = read_json(folder / "config.json"), self._config(folder)
-        dim = old.proprio_dim
-        if dim is None and recipe.state:
-            dim = len(embodiment.state)
-        sizes = {"num_images": len(embodiment.cameras), "proprio_dim": dim, "chunk": chunk}
-        block = {**data[OUR_BLOCK], **sizes, **head_block(planned_head(recipe, len(embodiment.action)))}
-        write_json(folder / "config.json", {**data, OUR_BLOCK: block})
+        block, _ = block_with_head(recipe, embodiment, chunk, old.proprio_dim)
+        write_json(folder / "config.json", {**data, OUR_BLOCK: {**data[OUR_BLOCK], **block}})
         self.on_meta(folder)  # raises if the masks do not allow the head
         torch.manual_seed(seed)
         add_extras(folder, self._config(folder), self._class.config_class.from_dict(old.published).get_text_config())

@@ -128,10 +128,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _source(name: str, device: str | None) -> PolicySource:
-    return find_policy(name).on_device(device)
-
-
 def load(source: PolicySource, replica: int) -> Ready:
     """Load a policy as one of several replicas.
 

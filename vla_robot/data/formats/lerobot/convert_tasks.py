@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from vla_robot.core.episode import OnProgress
-from vla_robot.core.errors import DataError
 from vla_robot.core.host.durable import writing
 from vla_robot.core.ports import EpisodeSource, TaskRunner
 from vla_robot.core.ports.tasks import Resources, ShouldStop
-from vla_robot.data.formats.conversion_metadata import Converted, Options
+from vla_robot.data.formats.conversion_metadata import Converted, Options, require_episodes
 from vla_robot.data.formats.lerobot.convert import LeRobotConversion, metadata_of, note_metadata
 from vla_robot.data.formats.lerobot.tables import LeRobotTables, Place, Written, write_data
 from vla_robot.data.formats.pieces import Piece, pieces_of
@@ -54,8 +53,7 @@ def to_lerobot_by_tasks(
     Raises:
         DataError: the folder holds another dataset, the source lacks a value, or writing failed.
     """
-    if not len(source):
-        raise DataError(f"{source.location}, {options.split}: there is no episode to convert.")
+    require_episodes(source, options.split)
     plan = LeRobotConversion.of(source, options)
     tables = LeRobotTables(destination)
     try:

@@ -21,7 +21,7 @@ from vla_robot.core.errors import DataError
 from vla_robot.core.ports import EpisodeSource, TaskRunner
 from vla_robot.core.ports.tasks import Resources, ShouldStop
 from vla_robot.core.untrusted import MAX_JSON_BYTES, parse_json
-from vla_robot.data.formats.conversion_metadata import FILE, Converted, Options, begin_in
+from vla_robot.data.formats.conversion_metadata import FILE, Converted, Options, begin_in, require_episodes
 from vla_robot.data.formats.pieces import Piece, pieces_of
 from vla_robot.data.formats.rlds.convert import VERSION, RldsConversion
 from vla_robot.data.formats.rlds.encode import encode_episode
@@ -57,8 +57,7 @@ def to_rlds_shards(
         DataError: the folder holds another dataset, the source lacks a value, or writing failed.
     """
     require_crc()
-    if not len(source):
-        raise DataError(f"{source.location}, {options.split}: there is no episode to convert.")
+    require_episodes(source, options.split)
     plan = RldsConversion.of(source, options)
     root = open_storage(destination)
     name = options.name or root.location.rstrip("/").rpartition("/")[2]

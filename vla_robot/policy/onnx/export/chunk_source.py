@@ -71,7 +71,10 @@ class ChunkSource(Source):
             yield step_name(answer.steps[0], bucket), Regress(self._model, self._policy.regression.generator, size)
 
     def answers(self, seen: Sequence[Observation], answer: Answer) -> NDArray[np.float64]:
-        return np.concatenate([self._policy.predict(self.read([each])) for each in seen])
+        return self._actions(seen)
 
     def first(self, seen: Sequence[Observation]) -> NDArray[np.float64]:
+        return self._actions(seen)
+
+    def _actions(self, seen: Sequence[Observation]) -> NDArray[np.float64]:
         return np.concatenate([self._policy.predict(self.read([each])) for each in seen])

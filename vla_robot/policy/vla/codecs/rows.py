@@ -5,11 +5,18 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vla_robot.core.errors import ContractError
+from vla_robot.core.errors import ContractError, PolicyError
 from vla_robot.core.ports import ActionCodec
 
 NOT_FINITE = "the policy's logits are not finite: the checkpoint or its input is damaged."
 ACTIONS_NOT_FINITE = "the policy's actions are not finite: the checkpoint or its input is damaged."
+
+
+def finite_actions[A: np.floating](actions: NDArray[A], clip: bool = False) -> NDArray[A]:
+    """Return a model's normalised actions, with `clip` cut to [-1, 1]. Raises PolicyError if a number is not finite."""
+    if not np.isfinite(actions).all():
+        raise PolicyError(ACTIONS_NOT_FINITE)
+    return actions.clip(-1.0, 1.0) if clip else actions
 
 
 class VocabularyRows:

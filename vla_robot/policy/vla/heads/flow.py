@@ -166,8 +166,8 @@ class FlowHead(nn.Module):
         given = is_given[..., None]
 
         def velocity(x: Tensor, time: float) -> Tensor:
-            times = torch.full_like(is_given, 0.0, dtype=torch.float32) + time
-            return self.velocity(seen, x, times.masked_fill(is_given, 0.0)).float().masked_fill(given, 0.0)
+            times = torch.full(x.shape[:2], time, device=x.device).masked_fill(is_given, 0.0)
+            return self.velocity(seen, x, times).float().masked_fill(given, 0.0)
 
         return integrate(velocity, torch.where(given, plan.actions, noise), self.sampling.steps)
 

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vla_robot.core.embodiment import Embodiment
-from vla_robot.core.errors import CheckpointError, ContractError, PolicyError
+from vla_robot.core.errors import CheckpointError, PolicyError
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.core.normalise import unnormalise
 from vla_robot.core.ports import ActionHead
 from vla_robot.core.ports.action_head import Plan
+from vla_robot.policy.vla.codecs.rows import finite_actions
 from vla_robot.policy.vla.heads.flow import FlowHead
 from vla_robot.policy.vla.heads.noise import row_seed
 from vla_robot.policy.vla.heads.plans import begun_by, joined, plan_of
@@ -26,7 +27,7 @@ from vla_robot.policy.vla.inputs.observations import Batch, check_image_sensitiv
 from vla_robot.policy.vla.inputs.preprocess import FramePreprocessor
 from vla_robot.policy.vla.inputs.prompts import Prompts
 from vla_robot.policy.vla.inputs.reader import chunks_of, require_observations
-from vla_robot.policy.vla.inputs.statistics import Keys
+from vla_robot.policy.vla.inputs.statistics import Keys, require_dimension
 from vla_robot.policy.vla.model import VLAModel
 from vla_robot.policy.vla.policy import VLAPolicy
 from vla_robot.policy.vla.reason.cpu_threads import threads_for
@@ -84,11 +85,7 @@ class HeadPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor](VLAPolicy[M
         stages = self.model.timer()
         require_observations(observations)
         stats = self._statistics.rows("action", len(observations), statistics_keys)
-        for sizes in stats:
-            if len(sizes) != self.head.dimension:
-                raise ContractError(
-                    f"the head gives {self.head.dimension} numbers per action, but the statistics have {len(sizes)}."
-                )
+        require_dimension(stats, self.head.dimension, f"the head gives {self.head.dimension} numbers per action")
         batch = self.read(observations, statistics_keys)
         stages.lap("preprocess")
         seeds = np.array([row_seed(self._seed, o.step) for o in observations], dtype=np.int64)
@@ -125,9 +122,7 @@ class HeadPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor](VLAPolicy[M
             prompts = self.model.prompted(self.model.prompt(ended, stages))
             actions = self.head.answer(prompts, seeds, plan).cpu().double().numpy()  # MPS has no float64
         stages.lap("decode")
-        if not np.isfinite(actions).all():
-            raise PolicyError("the policy's actions are not finite: the checkpoint or its input is damaged.")
-        return actions
+        return finite_actions(actions)
 
     def self_test(self) -> None:
         """Raise CheckpointError if the model ignores its image or its actions are not finite."""

@@ -42,11 +42,11 @@ def soft_mask(committed: Tensor, planned: Tensor, chunk: int) -> Tensor:
 
 def guidance_weight(time: float, largest: float) -> float:
     """Return how much an error counts at a time, 1 for noise and 0 for actions; at most `largest`."""
-    done = 1.0 - time
-    if done <= 0:
+    if not 0 < time < 1:
         return largest
-    inverse_variance = (time**2 + done**2) / time**2 if time > 0 else math.inf
-    return min(time / done * inverse_variance, largest) if time > 0 else largest
+    done = 1.0 - time
+    inverse_variance = (time**2 + done**2) / time**2
+    return min(time / done * inverse_variance, largest)
 
 
 def guided(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import CheckpointError, unknown
 from vla_robot.policy.vla.json_files import whole
 from vla_robot.policy.vla.small_files import table_of
@@ -76,6 +77,24 @@ def planned_head(recipe: HeadRecipe | None, dimension: int) -> HeadSizes | None:
         return None
     flow = (recipe.width, recipe.ff_dim, recipe.prefix) if recipe.kind == FLOW else ()
     return HeadSizes(recipe.kind, dimension, *flow)
+
+
+def block_with_head(
+    recipe: HeadRecipe, embodiment: Embodiment, chunk: int, proprio_dim: int | None
+) -> tuple[dict[str, Any], HeadSizes | None]:
+    """Return what our block of a config.json says of a policy that gets a head, and the head.
+
+    Args:
+        recipe: the head.
+        embodiment: the arm of the data; its cameras are read, and its state if the recipe says so.
+        chunk: actions of an answer.
+        proprio_dim: numbers of the state that the policy reads already; None if it reads none.
+    """
+    if proprio_dim is None and recipe.state:
+        proprio_dim = len(embodiment.state)
+    head = planned_head(recipe, len(embodiment.action))
+    sizes = {"num_images": len(embodiment.cameras), "proprio_dim": proprio_dim, "chunk": chunk}
+    return {**sizes, **head_block(head)}, head
 
 
 def require_flow(flow: FlowRecipe | None, head: HeadSizes | None) -> None:

@@ -67,6 +67,18 @@ class Statistics:
         return [self.of(what, key) for key in keys]
 
 
+def require_dimension(stats: Sequence[QuantileStats], dimension: int, given: str) -> None:
+    """Raise ContractError unless statistics un-normalise actions of so many numbers.
+
+    Args:
+        stats: of each row.
+        dimension: D, numbers of an action.
+        given: who gives so many, for the message: "the head gives 7 numbers per action".
+    """
+    if other := [len(each) for each in stats if len(each) != dimension]:
+        raise ContractError(f"{given}, but the statistics have {other[0]}.")
+
+
 def require_statistics(statistics: Statistics) -> None:
     """Raise ContractError unless the named dataset, or without a name every dataset, can un-normalise actions."""
     names = [statistics.key] if statistics.key is not None else list(statistics.datasets)
