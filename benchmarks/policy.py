@@ -179,6 +179,7 @@ def measure(args: PolicyArgs, console: Terminal) -> Report:
 
     policies = {(dtype, ""): _load(source, dtype) for dtype in args.dtype}
     first = policies[args.dtype[0], ""]
+    _require_equal_answers(first, source.name)
     if args.compiled:
         policies[args.dtype[0], COMPILED] = _load(source, args.dtype[0], compiled=True)
     for way in args.quantise:
@@ -231,32 +232,35 @@ def _contenders(
     (dtype, _), policy = next(iter(policies.items()))
     cases: dict[Case, Contender] = {Case(dtype, 1, plain=True): _plain(policy, scenes)}
     for (name, how), each in policies.items():
-        cases |= {Case(name, n, how=how): ours(each, scenes, n, _action_dim(each)) for n in batches}
+        cases |= {Case(name, n, how=how): ours(each, scenes, n) for n in batches}
     return cases
 
 
 def _plain(policy: AnyVLAPolicy, scenes: Sequence[Observation]) -> Contender:
-    from benchmarks.models.inference_times import plain, plain_vlm
+    from benchmarks.models.inference_times import answer_tokens, plain, plain_vlm
     from benchmarks.models.plain_inference import Baseline
 
     if (openvla := _as_openvla(policy)) is None:
-        return plain_vlm(policy, scenes, _action_dim(policy))
+        return plain_vlm(policy, scenes, answer_tokens(policy))
     baseline = Baseline(openvla.model, openvla.preprocessor)
-    return plain(baseline, openvla, scenes, _cameras(policy), _action_dim(policy))
+    return plain(baseline, openvla, scenes, _cameras(policy), answer_tokens(policy))
+
+
+def _require_equal_answers(policy: AnyVLAPolicy, name: str) -> None:
+    """Raise RecipeError unless transformers' `generate` can be limited to the policy's answers: rows, as many each."""
+    has_head = policy.model.action_head is not None
+    if has_head or policy.codec.grammar is not None:
+        by = "a head" if has_head else f"the codec '{policy.codec.kind}'"
+        raise RecipeError(
+            f"'{name}' gives its actions by {by}, which plain transformers cannot; "
+            "`python -m benchmarks.models.closed_loop --policies ...` times it beside others."
+        )
 
 
 def _as_openvla(policy: AnyVLAPolicy) -> OpenVLAPolicy | None:
     from vla_robot.policy.openvla.policy import OpenVLAPolicy
 
     return policy if isinstance(policy, OpenVLAPolicy) else None
-
-
-def _action_dim(policy: AnyVLAPolicy) -> int:
-    return len(policy.action_stats(_key(policy)))
-
-
-def _key(policy: AnyVLAPolicy) -> str:
-    return next(iter(policy.statistics))
 
 
 def _cameras(policy: AnyVLAPolicy) -> list[str]:
@@ -274,20 +278,21 @@ def _text_tokens(policy: OpenVLAPolicy) -> int:
 
 
 def _costs(policy: OpenVLAPolicy, batch: int) -> dict[str, Cost]:
+    from benchmarks.models.inference_times import action_dim
     from vla_robot.policy.roofline import costs_of
 
     bytes_each = policy.model.head.element_size()
-    return costs_of(policy.outline, batch, _text_tokens(policy), _action_dim(policy), bytes_each)
+    return costs_of(policy.outline, batch, _text_tokens(policy), action_dim(policy), bytes_each)
 
 
 def _matmul(policy: OpenVLAPolicy, batch: int) -> dict[str, float]:
-    from benchmarks.models.inference_times import matmul_flops_per_s
+    from benchmarks.models.inference_times import action_dim, matmul_flops_per_s
 
     config = policy.model.config
     patches = policy.model.vision_backbone.featurizer.patch_embed.num_patches
     seen = batch * config.num_images * patches
     prompt = batch * (_text_tokens(policy) + config.num_images * patches + (config.proprio_dim is not None))
-    guess = batch * (_action_dim(policy) - 1)
+    guess = batch * (action_dim(policy) - 1)
     shapes = {"towers": seen, "projector": seen, "prefill": prompt + guess, "decode": guess}
     return matmul_flops_per_s(policy.model, shapes)
 

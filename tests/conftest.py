@@ -27,6 +27,16 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+TOGETHER = (
+    ("tests/policy/lerobot/", "tests/test_lerobot_plugin.py"),
+    ("tests/policy/onnx/",),
+    ("tests/policy/openvla/",),
+    ("tests/policy/vla/",),
+    ("tests/policy/vlm/",),
+)
+"""Files that one process of pytest-xdist runs: models that are made once in a session, and imports that take seconds.
+"""
+
 
 # The tests start more than a hundred processes. Where the environment forbids bytecode, each of them compiles torch,
 # robosuite and lerobot from source, which takes longer than most tests.
@@ -51,6 +61,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--cpu-times"):
         config.pluginmanager.register(CpuTimes())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Distribute files as `--dist=loadfile` does, but those of TOGETHER to one process."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler.loadfile import LoadFileScheduling
+
+    class Together(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return next((names[0] for names in TOGETHER if nodeid.startswith(names)), super()._split_scope(nodeid))
+
+    return Together(config, log)
 
 
 class CpuTimes:

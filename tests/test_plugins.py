@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forked_vla import ForkedVla
 
 from vla_robot.data.formats.kinds import FORMATS
 from vla_robot.data.formats.open import open_source
@@ -31,14 +32,20 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
+@pytest.fixture(scope="module")
+def forked_vla(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedVla]:
+    """Runs commands that find packages on a path of their own; nothing that was imported before looks for any."""
+    modules = [f"vla_robot.cli.{name}" for name in ("main", "list_show_check", "data.data", "run.run")]
+    with ForkedVla(modules, tmp_path_factory.mktemp("output")) as started:
+        yield started
+
+
 @pytest.fixture
-def vla(tmp_path: Path, repository: Path) -> Vla:
+def vla(forked_vla: ForkedVla, tmp_path: Path, repository: Path) -> Vla:
     """Run one command in an empty working folder, with more folders on the path."""
 
     def run(*arguments: str, site: Path) -> subprocess.CompletedProcess[str]:
-        environment = os.environ | {"PYTHONPATH": f"{site}{os.pathsep}{repository}", "COLUMNS": "300"}
-        command = [sys.executable, "-m", "vla_robot.cli.main", *arguments]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        return forked_vla(arguments, tmp_path, {"PYTHONPATH": f"{site}{os.pathsep}{repository}", "COLUMNS": "300"})
 
     return run
 

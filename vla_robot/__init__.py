@@ -50,8 +50,8 @@ def load_policy(
         image_preprocessing: preprocessing of frames before the towers' own resize; "rlds_crop" for checkpoints that
             were trained with augmentation, "rlds" for others whose evaluation resized frames as RLDS data. See
             docs/openvla.md.
-        compiled: OpenVLA only: compile a graph for each shape of batch; the first inference of a shape takes a minute.
-        quantise: OpenVLA only: quantise the matrices while loading; some tokens differ.
+        compiled: compile a graph for each shape of batch; the first inference of a shape takes a minute.
+        quantise: quantise the matrices while loading; some tokens differ.
 
     Returns:
         A policy: `act(observations) -> list[ActionChunk]` takes any number of observations in one batch. OpenVLA's

@@ -217,9 +217,9 @@ def differ(measured: Mapping[str, Measured], way: str, rows: int) -> float:
 
 def rows(measured: Mapping[str, Measured], sizes: Mapping[str, float]) -> list[dict[str, Any]]:
     """Return the rows for JSON; a ratio above 1 is faster, or less, than the baseline."""
-    plain = measured[BASELINE]
     found = [row(f"environment/{name}", size, "MB") for name, size in sizes.items()]
     for way, each in measured.items():
+        plain = measured[BASELINE]
         found.append(row(f"{way}/first_action", each.start_s, "s", plain.start_s, plain.start_s / each.start_s))
         found.append(row(f"{way}/memory", each.memory_mb, "MB", plain.memory_mb, plain.memory_mb / each.memory_mb))
         for size in each.ms:

@@ -63,7 +63,7 @@ def _graphs(policy: OnnxPolicy, scenes: Sequence[Observation], size: int) -> Con
         stages = StageTimer()
         inputs = policy.inputs(window(scenes, number, size))
         stages.lap("preprocess")
-        answers = policy.generate(inputs, stages)
+        answers, _ = policy.generate(inputs, stages)
         policy.normalised(answers)
         stages.lap("detokenise")
         return answers, stages

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_robot.cli.build import open_world
+from vla_robot.cli.build import build_guard, open_world
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.policy.families import family_of
 from vla_robot.policy.onnx.policy import OnnxPolicy
@@ -41,12 +41,14 @@ def compare_tokens(policy: str, exported: Path, env: str, observations: int) -> 
     both, source = _Both(policy, exported), find_env(env)
     with open_world(source.recipe) as world:
         acting = wrap_policy(both, find_policy(policy).recipe, world.embodiment)
+        guard = build_guard(world.embodiment.action)
         episodes = 0
         while len(both.differ) < observations:
             seen, is_over = world.reset(episodes), False
             episodes += 1
             while not is_over and len(both.differ) < observations:
-                result = world.step(acting.act([seen])[0].actions[0])
+                action, _ = guard.check(acting.act([seen])[0].actions[0])
+                result = world.step(action)
                 seen, is_over = result.observation, result.terminated or result.truncated
     return Compared(len(both.differ), both.tokens, sum(both.differ), episodes)
 

@@ -15,14 +15,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from benchmarks.gpu.by_rule import config_of, policy_of
 from benchmarks.gpu.fake_cuda import Answer, FakeCuda, Tally
 from vla_robot.core.messages import Observation
+from vla_robot.policy.families import family_of
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
 from vla_robot.policy.openvla.prompt import OpenVLAPrompts
-from vla_robot.policy.vla.policy import AnyVLAPolicy
+from vla_robot.policy.vla.engine.norms import fuse_pointwise
+from vla_robot.policy.vla.policy import AnyVLAPolicy, VLAPolicy
+from vla_robot.recipe.policy import VLARecipe
+from vla_robot.recipe.policy_source import find_policy
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,33 @@ def seven_billion_model(gpu: FakeCuda, **ours: Any) -> OpenVLA:
     return gpu.move(model, torch.bfloat16).requires_grad_(False).eval()
 
 
+def moved(gpu: FakeCuda, real: AnyVLAPolicy, fuse: bool = False, key: str | None = None) -> AnyVLAPolicy:
+    """Return a policy of one of transformers' families on the fake device.
+
+    Towers that read the frames' sizes from tensors, which have no numbers here, give features of the right shape.
+
+    Args:
+        gpu: the device.
+        real: loaded to be trained, so that its layers are the library's own; its tensors are replaced.
+        fuse: whether norms and gates are joined.
+        key: dataset whose statistics normalise; None for the only one.
+    """
+    model: Any = gpu.move(real.model)
+    model.is_fixed = True
+    if fuse:
+        fuse_pointwise(model.vlm)
+    if hasattr(model, "_cell"):
+        model.perceive = lambda pixels: features(model, pixels)
+    return VLAPolicy(model, real.preprocessor, real.tokenizer, real.statistics, real.embodiment, key)
+
+
+def features(model: Any, pixels: Tensor) -> Tensor:
+    """Return features of the right shape for towers that read the frames' sizes."""
+    tokens = pixels.shape[1] * (pixels.shape[-2] // model._cell) * (pixels.shape[-1] // model._cell)
+    width = model._text.config.hidden_size if model.config.published["model_type"] == "gemma4" else model.width
+    return pixels.new_empty(len(pixels), tokens, width)
+
+
 def observations(policy: AnyVLAPolicy, drive: Drive, size: tuple[int, int] = (84, 84)) -> list[Observation]:
     """Return black frames of a size [px] for each camera, and instructions of one length or of three."""
     cameras = [c.name for c in policy.embodiment.cameras] if policy.embodiment else ["front"]
@@ -115,6 +147,29 @@ def row_of(gpu: FakeCuda) -> dict[str, int]:
         "kernels": total.kernels.total() - total.kernels["graph"] + repeated.kernels.total(),
         "masks": sum(tally.masks.total() - tally.masks["none"] for tally in (total, repeated)),
     }
+
+
+SHIPPED = ("paligemma_nano", "gemma4_nano", "qwen_vl_nano")
+"""Shipped policies whose layers are transformers'."""
+
+
+def rows_of_families(
+    policies: Path, names: Sequence[str] = SHIPPED, fused: Sequence[bool] = (False, True)
+) -> dict[str, dict[str, int]]:
+    """Return the kernels of shipped policies' graphs, plain and fused; one row, in blocks."""
+    rows: dict[str, dict[str, int]] = {}
+    for name in names:
+        folder = policies / name
+        recipe = find_policy(folder).recipe
+        assert isinstance(recipe, VLARecipe)
+        for fuse in fused:
+            real = family_of(folder).load(folder, statistics_key=recipe.statistics_key, trainable=True)
+            with FakeCuda(Drive().answers(in_blocks=True)) as gpu:
+                policy = moved(gpu, real, fuse, recipe.statistics_key)
+                infer(gpu, policy, observations(policy, Drive()))
+            kernels = {graph: tally.kernels.total() for graph, tally in gpu.graphs.items()}
+            rows[f"{name}{', fused' * fuse}"] = {graph: kernels.get(graph, 0) for graph in ("see", "begin", "correct")}
+    return rows
 
 
 def rows_of(folder: Path) -> dict[str, dict[str, int]]:
@@ -152,4 +207,5 @@ def table(rows: Mapping[str, Mapping[str, int]]) -> str:
 
 
 if __name__ == "__main__":
-    print(table(rows_of(Path(sys.argv[1] if len(sys.argv) > 1 else "policies/openvla_nano"))))
+    policies = Path(sys.argv[1] if len(sys.argv) > 1 else "policies")
+    print(table(rows_of(policies / "openvla_nano")), table(rows_of_families(policies)), sep="\n\n")

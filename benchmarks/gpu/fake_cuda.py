@@ -166,6 +166,7 @@ class FakeCuda:
         enter = self._open.enter_context
         enter(mock.patch.object(torch.cuda, "device_count", lambda: 1))
         enter(mock.patch.object(torch.cuda, "get_device_capability", lambda device=None: (9, 0)))
+        enter(mock.patch.object(torch.cuda, "current_stream", mock.MagicMock()))
         enter(mock.patch.object(torch, "compile", _REGION.compiled))
         for module in (block, chunk_regression):
             enter(mock.patch.object(module, "recorded", self._recorded))

@@ -1,45 +1,36 @@
-"""Policies that lift cubes, side by side in closed loop: success, wrong cube, size, time and passes of an inference.
+"""Policies that lift cubes, side by side in closed loop: success, wrong cube, size, time of inference and of training.
 
     python -m benchmarks.models.closed_loop --out runs/nanos
+    python -m benchmarks.models.closed_loop --policies data/nano_l1/final --rows 1 4 8 --out runs/heads
 
 `vla eval` scores both worlds on seeds that no training used, the same for every policy; after an interruption the same
-command goes on. Then the policies infer in turns, one observation of Lift at a time.
+command goes on. Then the policies infer in turns, one observation of Lift at a time, met while the first one drives;
+their error there is the mean absolute difference to the scripted expert's action.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import tyro
 from rich.table import Table
 
 from benchmarks.models.inference_times import ours
+from benchmarks.models.scores import WORLDS, Score, driven, error_to, labels, loaded, scored, trained_s
 from benchmarks.models.turns import Timing, take_turns
-from vla_robot.cli.build import open_world
 from vla_robot.cli.common.cli_common import option
 from vla_robot.cli.common.json_out import write_json
 from vla_robot.cli.common.terminal import Terminal
 from vla_robot.core.errors import RecipeError
 from vla_robot.core.host.provenance import row
-from vla_robot.core.messages import Observation
-from vla_robot.core.stats import wilson_interval
-from vla_robot.policy.families import family_of
 from vla_robot.policy.vla.policy import AnyVLAPolicy
-from vla_robot.policy.wrappers import wrap_policy
-from vla_robot.recipe.env_source import find_env
-from vla_robot.recipe.policy import CheckpointRecipe
-from vla_robot.recipe.policy_source import find_policy
 
-VLA = Path(sys.executable).with_name("vla")
 NANOS = ("openvla_nano", "paligemma_nano", "qwen_vl_nano", "gemma4_nano")
-WORLDS = {"lift": (50, 10000), "lift_colour": (60, 20000)}
-"""World -> number of episodes, and the first one's seed."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +40,9 @@ class ClosedLoopArgs:
     out: Annotated[Path, option("FOLDER")]
     """folder of the evaluations; the same command continues there"""
     policies: Annotated[tuple[str, ...], option("POLICY ...")] = NANOS
-    """policies with weights, by name or path"""
+    """policies with weights, by name or path, e.g. data/nano_l1/final"""
+    rows: Annotated[tuple[int, ...], option("N ...")] = ()
+    """execution horizons of the policies that answer several actions; by default each recipe's own"""
     rounds: Annotated[int, option("N")] = 60
     """timed inferences of each policy"""
     workers: Annotated[int, option("N")] = 2
@@ -57,18 +50,34 @@ class ClosedLoopArgs:
     json: Annotated[Path | None, option("FILE")] = None
     """also write the results to this file as JSON"""
 
+    def __post_init__(self) -> None:
+        if min((*self.rows, self.rounds, self.workers)) < 1:
+            raise RecipeError("--rows, --rounds and --workers take numbers from 1 on.")
+
 
 @dataclass(frozen=True)
-class Score:
-    """Outcomes of a policy in a world: episodes, successes, and those that raised another cube."""
+class Measured:
+    """What is known of a policy, whatever its execution horizon.
 
-    count: int
-    successes: int
-    wrong: int
+    Attributes:
+        size: number of parameters.
+        chunk: actions of an answer.
+        tokens: mean tokens of an answer; 0 of an action head.
+        timing: inferences of one observation, frames to actions.
+        error: mean absolute difference of its first action and the expert's, in halves of an action's range.
+        trained_s: processor time of all its trainings [s]; None if they were not noted.
+    """
 
-    def __str__(self) -> str:
-        low, high = wilson_interval(self.successes, self.count)
-        return f"{self.successes} of {self.count} ({low:.0%} to {high:.0%})"
+    size: int
+    chunk: int
+    tokens: float
+    timing: Timing
+    error: float
+    trained_s: float | None
+
+
+Scores = Mapping[tuple[str, int | None], Mapping[str, Score]]
+"""Label and execution horizon (None: the recipe's) -> world -> score."""
 
 
 def main(args: ClosedLoopArgs) -> int:
@@ -77,85 +86,74 @@ def main(args: ClosedLoopArgs) -> int:
     Raises:
         VlaError: a policy or a world cannot be used.
     """
-    scores = {world: _scored(args, world) for world in WORLDS}
-    policies = {name: _loaded(name) for name in args.policies}
-    first = args.policies[0]
-    scenes = _scenes(first, policies[first], args.rounds)
-    contenders = {name: ours(policy, scenes, 1, _action_dim(policy)) for name, policy in policies.items()}
-    timings = take_turns(contenders, args.rounds, lambda: None)
-    sizes = {name: sum(p.numel() for p in policy.model.parameters()) for name, policy in policies.items()}
-    Terminal().print(_table(scores, timings, sizes))
+    names = labels(args.policies)
+    policies = {label: loaded(name) for label, name in names.items()}
+    scores = {
+        (label, horizon): {
+            world: scored(names[label], label, world, args.out, args.workers, horizon) for world in WORLDS
+        }
+        for label, policy in policies.items()
+        for horizon in horizons(policy.model.config.chunk, args.rows)
+    }
+    first = next(iter(names))
+    scenes, wanted = driven(names[first], policies[first], args.rounds)
+    timings = take_turns({label: ours(p, scenes, 1) for label, p in policies.items()}, args.rounds, lambda: None)
+    measured = {
+        label: measured_of(policies[label], timing, error_to(policies[label], scenes, wanted), trained_s(names[label]))
+        for label, timing in timings.items()
+    }
+    Terminal().print(_table(scores, measured))
     if args.json:
-        write_json(args.json, "closed_loop", rows(scores, timings, sizes))
+        write_json(args.json, "closed_loop", rows(scores, measured))
     return 0
 
 
-def _scored(args: ClosedLoopArgs, world: str) -> dict[str, Score]:
-    """Let `vla eval` score all policies in a world, and return the scores by policy."""
-    episodes, seed = WORLDS[world]
-    result = args.out / f"{world}.json"
-    options = {"--episodes": episodes, "--seed": seed, "--workers": args.workers, "--videos": "none"}
-    where = ("--out", str(args.out / world), "--json", str(result))
-    said = (str(part) for pair in options.items() for part in pair)
-    command = [str(VLA), "eval", "--env", world, "--policy", *args.policies, *said, *where]
-    if (status := subprocess.run(command, check=False).returncode) != 0:
-        raise RecipeError(f"`vla eval` of {world} ended with status {status}; see above. The same command continues.")
-    trials = json.loads(result.read_text(encoding="utf-8"))["episodes"]
-    return {name: _score([t for t in trials if t["policy"] == Path(name).name]) for name in args.policies}
+def horizons(chunk: int, asked: Sequence[int]) -> Sequence[int | None]:
+    """Return the execution horizons that a policy of `chunk` actions is scored with; None is its recipe's."""
+    return ([n for n in asked if n <= chunk] if chunk > 1 else []) or [None]
 
 
-def _score(trials: Sequence[Mapping[str, Any]]) -> Score:
-    outcomes = [trial["outcome"] for trial in trials]
-    return Score(len(trials), sum(trial["success"] for trial in trials), outcomes.count("failure"))
+def measured_of(policy: AnyVLAPolicy, timing: Timing, error: float, trained: float | None) -> Measured:
+    """Return what is known of a policy after its timed inferences."""
+    has_head = policy.model.action_head is not None
+    tokens = 0.0 if has_head else float(np.mean([(ids >= 0).sum(axis=1) for ids in timing.tokens]))
+    size = sum(p.numel() for p in policy.model.parameters())
+    return Measured(size, policy.model.config.chunk, tokens, timing, error, trained)
 
 
-def _loaded(name: str) -> AnyVLAPolicy:
-    recipe = find_policy(name).recipe
-    if not isinstance(recipe, CheckpointRecipe):
-        raise RecipeError(f"'{name}' is of kind '{recipe.kind}', which has no weights to time; name one that has.")
-    return family_of(recipe.checkpoint).load(recipe.checkpoint, "float32", "cpu", recipe.statistics_key)
-
-
-def _scenes(name: str, policy: AnyVLAPolicy, count: int) -> list[Observation]:
-    """Return observations of Lift while a policy drives, from the evaluation's first seed on."""
-    scenes, seed = list[Observation](), WORLDS["lift"][1]
-    with open_world(find_env("lift").recipe) as world:
-        driver = wrap_policy(policy, find_policy(name).recipe, world.embodiment)
-        while len(scenes) < count:
-            seen, is_over, seed = world.reset(seed), False, seed + 1
-            while not is_over and len(scenes) < count:
-                scenes.append(seen)
-                result = world.step(driver.act([seen])[0].actions[0])
-                seen, is_over = result.observation, result.success or result.terminated or result.truncated
-    return scenes
-
-
-def _action_dim(policy: AnyVLAPolicy) -> int:
-    return len(policy.action_stats(next(iter(policy.statistics))))
-
-
-def rows(
-    scores: Mapping[str, Mapping[str, Score]], timings: Mapping[str, Timing], sizes: Mapping[str, int]
-) -> list[dict[str, Any]]:
+def rows(scores: Scores, measured: Mapping[str, Measured]) -> list[dict[str, Any]]:
     """Return the rows for JSON."""
     result = list[dict[str, Any]]()
-    for name, timing in timings.items():
-        for world, of in scores.items():
-            result.append(row(f"{name}/{world}/successes", of[name].successes, "1", of[name].count))
-            result.append(row(f"{name}/{world}/wrong_object", of[name].wrong, "1", of[name].count))
-        result.append(row(f"{name}/parameters", sizes[name], "1"))
-        result.append(row(f"{name}/inference_p50", timing.percentile_ms(50), "ms"))
-        result.append(row(f"{name}/passes", timing.passes, "1"))
+    for (label, horizon), by_world in scores.items():
+        case = label if horizon is None else f"{label}/rows{horizon}"
+        for world, score in by_world.items():
+            result.append(row(f"{case}/{world}/successes", score.successes, "1", score.count))
+            result.append(row(f"{case}/{world}/wrong_object", score.wrong, "1", score.count))
+    for label, m in measured.items():
+        numbers = {
+            "parameters": (m.size, "1"),
+            "chunk": (m.chunk, "1"),
+            "tokens": (m.tokens, "1"),
+            "inference_p50": (m.timing.percentile_ms(50), "ms"),
+            "passes": (m.timing.passes, "1"),
+            "error": (m.error, "1"),
+            "training_cpu": (m.trained_s, "s"),
+        }
+        result += [row(f"{label}/{name}", value, unit) for name, (value, unit) in numbers.items() if value is not None]
     return result
 
 
-def _table(scores: Mapping[str, Mapping[str, Score]], timings: Mapping[str, Timing], sizes: Mapping[str, int]) -> Table:
-    columns = ("policy", *WORLDS, "wrong cube", "parameters", "ms, median", "passes")
-    table = Table(*columns, box=None, pad_edge=False, header_style="dim")
-    for name, timing in timings.items():
-        cells = [str(of[name]) for of in scores.values()]
-        measured = (f"{sizes[name] / 1e6:.2f} M", f"{timing.percentile_ms(50):.1f}", f"{timing.passes:.2f}")
-        table.add_row(name, *cells, str(scores["lift_colour"][name].wrong), *measured)
+def _table(scores: Scores, measured: Mapping[str, Measured]) -> Table:
+    columns = ("policy", "chunk", "executed", *WORLDS, "wrong cube", "parameters", "tokens", "ms, median", "passes")
+    table = Table(*columns, "error", "training, CPU", box=None, pad_edge=False, header_style="dim")
+    for (label, horizon), by_world in scores.items():
+        m = measured[label]
+        cells = [label, str(m.chunk), "" if horizon is None else str(horizon), *map(str, by_world.values())]
+        wrong = str(sum(score.wrong for score in by_world.values()))
+        size, tokens = f"{m.size / 1e6:.2f} M", f"{m.tokens:.1f}"
+        times = (f"{m.timing.percentile_ms(50):.1f}", f"{m.timing.passes:.2f}")
+        took = "not noted" if m.trained_s is None else f"{m.trained_s:.0f} s"
+        table.add_row(*cells, wrong, size, tokens, *times, f"{m.error:.4f}", took)
     return table
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from benchmarks.models.turns import Contender, window
 from vla_robot.core.messages import Observation
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.policy import OpenVLAPolicy
+from vla_robot.policy.vla.codecs.rows import decoded
+from vla_robot.policy.vla.heads.policy import HeadPolicy
 from vla_robot.policy.vla.policy import AnyVLAPolicy
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
 from vla_robot.policy.vlm.family import VLMPolicy
@@ -23,15 +26,30 @@ from vla_robot.policy.vlm.family import VLMPolicy
 BANDWIDTH_BYTES = 256 * 2**20
 
 
-def ours(policy: AnyVLAPolicy, scenes: Sequence[Observation], batch_size: int, action_dim: int) -> Contender:
-    """Return this package's inference of a batch, from frames to actions in units."""
+def action_dim(policy: AnyVLAPolicy) -> int:
+    """Return the numbers of an action, by the policy's first statistics."""
+    return len(policy.action_stats(next(iter(policy.statistics))))
 
-    def infer(number: int) -> tuple[NDArray[np.int64], StageTimer]:
+
+def answer_tokens(policy: AnyVLAPolicy) -> int:
+    """Return the most tokens of an answer of a policy that says its actions in tokens."""
+    return policy.codec.tokens(action_dim(policy))
+
+
+def ours(policy: AnyVLAPolicy, scenes: Sequence[Observation], batch_size: int) -> Contender:
+    """Return this package's inference of a batch, from frames to normalised actions."""
+    dim = action_dim(policy)
+
+    def infer(number: int) -> tuple[NDArray[Any], StageTimer]:
         stages = policy.model.timer()
-        batch = policy.read(window(scenes, number, batch_size))
+        seen = window(scenes, number, batch_size)
+        batch = policy.read(seen)
         stages.lap("preprocess")
-        tokens = policy.generate(batch, action_dim, stages)
-        policy.codec.values[policy.codec.rows(tokens)]
+        if isinstance(policy, HeadPolicy):
+            return policy.predict(batch, np.array([o.step for o in seen], dtype=np.int64), stages), stages
+        tokens = policy.generate(batch, answer_tokens(policy), stages)
+        for row in tokens:
+            decoded(policy.codec, row, dim)
         stages.lap("detokenise")
         return tokens, stages
 

@@ -280,6 +280,7 @@ def test_a_dry_run_shows_what_would_be_sent(tmp_path: Path, capsys: pytest.Captu
     bus.close()
 
 
+@pytest.mark.slow
 def test_a_first_motion_at_a_quarter_of_the_speed(tmp_path: Path) -> None:
     conftest.write_calibration(tmp_path / "calibration")
     bus = conftest.ServoProcess(tmp_path / "port")

@@ -51,6 +51,7 @@ def test_a_short_run_reports_every_stage(tmp_path: Path) -> None:
     assert {"late/p99", "overhead/p99", "drift_at_the_end", "stage/publish/p99"} <= names
 
 
+@pytest.mark.slow
 def test_recording_is_measured_beside_no_recording_in_one_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

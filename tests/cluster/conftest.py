@@ -61,6 +61,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Nodes]]:
     pytest.importorskip("ray")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_raylet_start_wait_time_s", "300")  # a busy computer takes its time
+    monkeypatch.setenv("RAY_health_check_timeout_ms", "60000")  # of a living node that is slow; a killed one refuses
     started: list[Nodes] = []
 
     def start(count: int, cores: int = 1, gpus: int = 0) -> Nodes:

@@ -109,6 +109,7 @@ def run(script: str, out: Path, repository: Path) -> str:
     tools = [str(out.parent / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
     own = {"PATH": os.pathsep.join(tools), "HOME": str(out.parent), "PYTHONPATH": str(repository)}
     own |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "300", "RAY_TMPDIR": "/tmp"}
+    own["RAY_health_check_timeout_ms"] = "60000"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "SLURM_"))} | own
     command = [*NAMESPACES, "bash", "-c", script.format(out=out, data=out.parent / "data")]
     done = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, check=False)

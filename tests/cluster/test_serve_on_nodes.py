@@ -61,7 +61,8 @@ def test_a_killed_node_costs_no_answer_and_a_new_one_gets_its_replica(nodes: Cal
             eventually(lambda: states(batcher).count("ready") == 1)
             cluster.add()
             eventually(lambda: states(batcher) == ["ready", "ready"])
-            assert sum(each["restarts"] for each in batcher.status()["replicas"]) == 1
+            # More than one restart if Ray still thought the dead node alive.
+            assert sorted(each["restarts"] > 0 for each in batcher.status()["replicas"]) == [False, True]
             assert len(answers(batcher, 4)) == 4
 
 

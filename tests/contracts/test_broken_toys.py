@@ -201,10 +201,16 @@ BROKEN: dict[str, dict[str, Callable[[], Any]]] = {
             FunctionPolicy, "act", lambda policy, chunks: [replace(c, step=c.step + 1) for c in chunks]
         ),
         "is_actions": lambda: FunctionPolicy(lambda o: np.nan),
+        "tells_entropy": after(
+            FunctionPolicy, "act", lambda policy, chunks: [replace(c, entropy=-0.1) for c in chunks]
+        ),
         "leaves_seen": lambda: FunctionPolicy(_paint),
         "keeps": lambda: ReusingPolicy(lambda o: 0.01 * o.step),
         "forgets": Drawing,
         "rows_apart": lambda: after(FunctionPolicy, "act", _batch_mean)(lambda o: 0.01 * o.step),
+        "prepares": lambda: instead(FunctionPolicy, prepares_ahead=True, prepare=lambda policy, seen: stepped(seen))(
+            lambda o: 0.01 * o.step
+        ),
     },
     "Arm": {
         "travels": lambda: ToyArm(embodiment=LISTED),

@@ -49,6 +49,7 @@ SUITES: dict[str, tuple[str, tuple[Iterable[str], ...]]] = {
     "Motors": ("MOTORS of test_motors_contract.py", (test_motors_contract.MOTORS,)),
     "OutlinesObjects": WORLDS,
     "Policy": ("KINDS of test_policy_contract.py", (test_policy_contract.KINDS,)),
+    "PreparesAhead": ("KINDS of test_policy_contract.py", (test_policy_contract.KINDS,)),
     "ReadsHistory": ("KINDS of test_policy_contract.py", (test_policy_contract.KINDS,)),
     "ReportsStages": (f"{WORLDS[0]}, or {ARMS[0]}", (*WORLDS[1], *ARMS[1], *ROBOTS[1])),
     "ReportsStatus": ROBOTS,

@@ -16,12 +16,13 @@ from vla_robot.core.episode import Episode
 from vla_robot.core.errors import DataError
 from vla_robot.core.ports import EpisodeSource
 from vla_robot.core.ports.tasks import Resources
+from vla_robot.data.formats import storage
 from vla_robot.data.formats.conversion_metadata import Options
 from vla_robot.data.formats.lerobot.convert import to_lerobot
 from vla_robot.data.formats.lerobot.convert_tasks import to_lerobot_by_tasks
 from vla_robot.data.formats.lerobot.layout import read_episode_rows
 from vla_robot.data.formats.pieces import pieces_of
-from vla_robot.data.formats.rlds import convert_shards, storage
+from vla_robot.data.formats.rlds import convert_shards
 from vla_robot.data.formats.rlds.convert import to_rlds
 from vla_robot.data.formats.rlds.convert_shards import to_rlds_shards
 from vla_robot.data.formats.rlds.reader import open_rlds
@@ -219,12 +220,24 @@ def test_lerobot_by_tasks_has_the_bytes_of_one_process(tmp_path: Path) -> None:
         to_lerobot_by_tasks(toy(8), tmp_path / "tasks", Options(), Threads(3))
 
 
+def killed_at_the_fourth(done: int, total: int) -> None:
+    if done == 4:
+        raise KeyboardInterrupt
+
+
+def assert_same_dataset(mine: Path, alone: Path) -> None:
+    """The same bytes, and the same rows of episodes: a conversion that went on has them in other files."""
+    ours, theirs = (
+        {name: content for name, content in files_in(folder).items() if "meta/episodes/" not in name}
+        for folder in (mine, alone)
+    )
+    assert ours == theirs
+    columns = ["episode_index", "tasks", "length", "dataset_from_index", "stats/action/mean"]
+    assert read_episode_rows(mine, columns) == read_episode_rows(alone, columns)
+
+
 @pytest.mark.parametrize("goes_on", ["tasks", "one process"])
 def test_a_killed_conversion_to_lerobot_goes_on(goes_on: str, tmp_path: Path) -> None:
-    def killed_at_the_fourth(done: int, total: int) -> None:
-        if done == 4:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
         to_lerobot_by_tasks(INSTRUCTED, tmp_path / "mine", Options(), Threads(2), killed_at_the_fourth, piece_steps=6)
     if goes_on == "tasks":
@@ -233,13 +246,46 @@ def test_a_killed_conversion_to_lerobot_goes_on(goes_on: str, tmp_path: Path) ->
         converted = to_lerobot(INSTRUCTED, tmp_path / "mine", Options(), no_progress)
     assert (converted.new, converted.episodes) == (5, 9)
     to_lerobot(INSTRUCTED, tmp_path / "alone", Options(), no_progress)
-    mine, alone = (
-        {name: content for name, content in files_in(tmp_path / folder).items() if "meta/episodes/" not in name}
-        for folder in ("mine", "alone")
-    )
-    assert mine == alone
-    columns = ["episode_index", "tasks", "length", "dataset_from_index", "stats/action/mean"]
-    assert read_episode_rows(tmp_path / "mine", columns) == read_episode_rows(tmp_path / "alone", columns)
+    assert_same_dataset(tmp_path / "mine", tmp_path / "alone")
+
+
+@pytest.mark.parametrize("protocol", ["memory", "local"])
+def test_lerobot_behind_a_url_has_the_bytes_of_a_folder_and_appears_when_it_is_whole(
+    protocol: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    place = f"{tmp_path}/there" if protocol == "local" else f"/{tmp_path.name}/there"
+    system, url = fsspec.filesystem(protocol), f"{protocol}://{place}"
+
+    with pytest.raises(KeyboardInterrupt):
+        to_lerobot_by_tasks(INSTRUCTED, url, Options(), Threads(2), killed_at_the_fourth, piece_steps=6)
+    assert not system.exists(f"{place}/meta/info.json")
+    converted = to_lerobot_by_tasks(INSTRUCTED, url, Options(), Threads(2), piece_steps=6)
+    assert (converted.new, converted.episodes) == (5, 9)
+    to_lerobot(INSTRUCTED, tmp_path / "alone", Options(), no_progress)
+    system.get(place, str(tmp_path / "copy"), recursive=True)
+    assert_same_dataset(tmp_path / "copy", tmp_path / "alone")
+    assert not any((tmp_path / "cache").rglob("*.json"))
+    again = to_lerobot_by_tasks(INSTRUCTED, url, Options(), Threads(2))
+    assert (again.episodes, again.new) == (9, 0)
+    with pytest.raises(DataError, match="holds another conversion"):
+        to_lerobot_by_tasks(toy(8), url, Options(), Threads(2))
+
+
+def test_data_files_that_disappeared_behind_a_url_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def killed(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    url = f"local://{tmp_path}/there"
+    with pytest.raises(KeyboardInterrupt):
+        to_lerobot_by_tasks(INSTRUCTED, url, Options(), Threads(1), killed, piece_steps=6)
+    (tmp_path / "there" / "data" / "chunk-000" / "file-000.parquet").unlink()
+    with pytest.raises(DataError, match=r"data files of 1 episodes disappeared, first 0\. Delete .*cache"):
+        to_lerobot_by_tasks(INSTRUCTED, url, Options(), Threads(1), piece_steps=6)
+    assert not (tmp_path / "there" / "meta" / "info.json").exists()
 
 
 @pytest.mark.parametrize("name", ["../out", "a/b", "", ".hidden", "/tmp/x"])

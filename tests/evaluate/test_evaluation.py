@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from vla_robot.evaluate.evaluation import Evaluation, Score, Trial, TrialKey, compare, trial_keys
+from vla_robot.cli.evaluate.eval_summary import foreseen
+from vla_robot.evaluate.evaluation import Evaluation, Score, Trial, TrialKey, compare, in_turn, trial_keys
 from vla_robot.evaluate.evaluation_report import write_evaluation
 from vla_robot.evaluate.instruction_variants import Language
 from vla_robot.evaluate.video_selection import film_path
@@ -23,9 +25,10 @@ def trial(
     told: str = "lift the red cube",
     raised: str | None = None,
     world: str = "toy",
+    steps: int | None = None,
 ) -> Trial:
     error = "the world's process died <unexpectedly>" if outcome == "error" else None
-    result = EpisodeResult(seed, outcome, 10 + seed, 1.0, error=error)
+    result = EpisodeResult(seed, outcome, steps or 10 + seed, 1.0, error=error)
     return Trial(TrialKey(policy, language, world, seed), "lift the red cube", told, raised, result)
 
 
@@ -84,6 +87,18 @@ def test_following_the_words_is_not_success() -> None:
     assert (found.followed, found.successes, found.name) == (1, 1, "old, wrong-object")
 
 
+def test_a_stall_is_a_failure_at_rest(tmp_path: Path) -> None:
+    outcomes: list[Outcome] = ["timeout", "timeout", "failure", "success", "error"]
+    rests = [2.0, 1.9, 5.0, 9.0, 9.0]
+    trials = [trial(seed, outcome) for seed, outcome in enumerate(outcomes)]
+    trials = [replace(t, result=replace(t.result, still_s=s)) for t, s in zip(trials, rests, strict=True)]
+    found = Score("old", "plain", tuple(trials), ("toy",))
+    assert found.stalled == 2
+    assert Trial.from_dict(json.loads(json.dumps(trials[0].to_dict()))) == trials[0]
+    assert "<th>stalled" in write_evaluation(tmp_path, evaluation(*trials), "vla eval").read_text()
+    assert "<th>stalled" not in write_evaluation(tmp_path, evaluation(*trials[3:]), "vla eval").read_text()
+
+
 def test_a_policy_is_compared_with_the_first_in_its_language_and_a_language_with_the_first_of_its_policy() -> None:
     trials = [trial(1, "success", p, language) for p in ("old", "new") for language in ("plain", "none")]
     found = {(c.policy, c.baseline) for c in evaluation(*trials, languages=("plain", "none")).comparisons}
@@ -105,6 +120,7 @@ def test_what_machines_read_has_the_trials_in_the_order_of_their_seeds_whatever_
     assert {row["name"]: row["value"] for row in found["rows"]} == {
         "success_rate/old": 1 / 3,
         "wrong_object_rate/old": 1 / 3,
+        "stalled_rate/old": 0,
     }
     assert found["interrupted"] and found["planned"] == 6
 
@@ -128,6 +144,56 @@ def test_the_page_shows_failures_first_and_lets_no_name_become_markup(tmp_path: 
     assert "33 %" in page and "1 of 3" in page
     assert "did as told" not in page  # nothing was misdirected
     assert json.loads((tmp_path / "summary.json").read_text())["command"] == "eval"
+
+
+def test_the_page_says_what_smaller_limits_of_steps_would_leave(tmp_path: Path) -> None:
+    trials = [trial(seed, "success", steps=steps) for seed, steps in ((1, 20), (2, 60))] + [
+        trial(3, "timeout", steps=120)
+    ]
+    page = write_evaluation(tmp_path, evaluation(*trials), "vla eval").read_text()
+    head = "".join(f"<th>{steps} steps</th>" for steps in (20, 40, 60, 80, 100, 120))
+    assert f"<th>episodes</th>{head}" in page
+    assert "<td>old</td><td>3</td><td>1</td><td>1</td><td>2</td><td>2</td><td>2</td><td>2</td>" in page
+
+
+def test_the_page_says_how_well_entropy_tells_failures(tmp_path: Path) -> None:
+    sure = [trial(seed, "success") for seed in range(20)]
+    trials = [replace(t, result=replace(t.result, entropy=(1.0 + t.key.seed / 100,) * 15)) for t in sure]
+    stall = trial(20, "timeout")
+    trials.append(replace(stall, result=replace(stall.result, entropy=(None,) * 5 + (2.0,) * 10)))
+    plain = evaluation(*trials, trial(1, "success", "new"))
+    page = write_evaluation(tmp_path, plain, "vla eval").read_text()
+    cells = "".join(f"<td>{cell}</td>" for cell in ("old", 20, 1, "1.00", "1.00 <small>of 15 steps</small>", "1.19"))
+    assert f"<tr>{cells}<td>1 of 1</td><td>10</td></tr>" in page and "19 successes" in page
+    assert '<polyline points="0.00,100.00 0.00,0.00 ' in page, "the one failure is found before any false alarm"
+    told = json.loads((tmp_path / "summary.json").read_text())["failure_detection"]
+    assert told.keys() == {"old"} and told["old"]["threshold"] == 1.19
+    said = foreseen(plain.scores[0])
+    assert said is not None and "AUROC 1.00" in said and "--ask-when-unsure 1.19" in said
+    assert foreseen(plain.scores[1]) is None
+    assert "Failure detection" not in write_evaluation(tmp_path, evaluation(*sure), "vla eval").read_text()
+
+
+def test_policies_take_turns_in_each_world_also_where_one_is_ahead() -> None:
+    asked = trial_keys(("old", "new"), ("base/0", "base/1"), ("plain",), range(2))
+    left = in_turn(asked[2:], ("base/0", "base/1"))
+    assert [(key.world, key.policy, key.seed) for key in left] == [
+        ("base/0", "new", 0), ("base/0", "new", 1),
+        ("base/1", "old", 0), ("base/1", "old", 1), ("base/1", "new", 0), ("base/1", "new", 1),
+    ]  # fmt: skip
+
+
+def test_what_is_the_same_for_several_suites_is_told_once() -> None:
+    versions, protocols = {"mujoco": "3.3.0", "robosuite": "1.4.0"}, {"base": "as it is", "base_swap": "swapped"}
+    found = Evaluation(
+        SUITES, ("old",), ("plain",), range(1, 3), (), STARTED, protocols=protocols,
+        packages={"base": versions, "base_swap": versions},
+    )  # fmt: skip
+    assert found.told() == {
+        "base, base_swap: scored with": "mujoco 3.3.0, robosuite 1.4.0",
+        "base: protocol": "as it is",
+        "base_swap: protocol": "swapped",
+    }
 
 
 def test_an_unfinished_evaluation_says_so(tmp_path: Path) -> None:
@@ -170,9 +236,12 @@ def test_the_page_of_a_suite_shows_its_tasks_its_protocol_and_what_decides_the_s
     trials = (trial(1, "success", world="base/0"), trial(2, "timeout", world="base/1"))
     found = Evaluation(
         {"base": ("base/0", "base/1")}, ("old",), ("plain",), range(1, 3), trials, STARTED,
-        protocols={"base": "the reference's: Departures: none"}, packages={"mujoco": "3.3.0"},
+        protocols={"base": "the reference's: Departures: none"}, packages={"base": {"mujoco": "3.3.0"}},
+        settings={"old": "frames mirrored; 8 actions of an answer are used"},
     )  # fmt: skip
     page = write_evaluation(tmp_path, found, "vla eval --suite base").read_text()
     assert "2 tasks, 2 seeds from 1 in each" in page
-    assert "base/0: lift the red cube" in page and "1 of 1" in page and "0 of 1" in page
-    assert "Departures: none" in page and "<dt>mujoco</dt><dd>3.3.0</dd>" in page
+    assert "base/0: lift the red cube" in page and "1 of 1 <small>21 % to 100 %</small>" in page
+    assert "0 of 1 <small>0 % to 79 %</small>" in page
+    assert "Departures: none" in page and "<dt>base: scored with</dt><dd>mujoco 3.3.0</dd>" in page
+    assert "<dt>old: settings</dt><dd>frames mirrored; 8 actions of an answer are used</dd>" in page

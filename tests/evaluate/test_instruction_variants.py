@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from vla_robot.core.errors import RecipeError
@@ -41,6 +43,16 @@ def test_a_paraphrase_names_the_same_object_and_each_object_meets_each_paraphras
         assert said == {paraphrase.format(target=colour) for paraphrase in env.language.paraphrases}
 
 
+def test_a_synonym_names_the_same_object_by_another_word_in_the_sentences_of_paraphrase(env: EnvRecipe) -> None:
+    assert env.language is not None
+    synonyms = {**env.language.synonyms, "red": ("crimson", "ruby")}
+    richer = replace(env, language=replace(env.language, synonyms=synonyms))
+    rephrase = words_for(richer, "synonym")
+    for colour in COLOURS:
+        said = {rephrase(task(seed), seed) for seed in SEEDS if COLOURS[seed % 3] == colour}
+        assert said == {p.format(target=other) for p in env.language.paraphrases for other in synonyms[colour]}
+
+
 def test_no_instruction_says_nothing_of_the_scene(env: EnvRecipe) -> None:
     rephrase = words_for(env, "none")
     assert {rephrase(task(seed), seed) for seed in SEEDS} == {"do something"}
@@ -52,7 +64,12 @@ def test_the_same_seed_is_told_the_same(env: EnvRecipe) -> None:
 
 
 @pytest.mark.parametrize(
-    ("language", "message"), [("paraphrase", r"has no paraphrases.*\[language\]"), ("wrong-object", "has no targets")]
+    ("language", "message"),
+    [
+        ("paraphrase", r"has no paraphrases.*\[language\]"),
+        ("synonym", "has no synonyms"),
+        ("wrong-object", "has no targets"),
+    ],
 )
 def test_a_world_without_the_words_says_what_to_add(language: Language, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
@@ -75,6 +92,7 @@ def test_an_instruction_that_is_not_the_recipes_is_refused(env: EnvRecipe) -> No
         ({"paraphrases": ["raise the {target}"]}, "'raise the {target}' must say 'lift it' in other words"),
         ({"paraphrases": ["lift it"]}, "'lift it' must say 'lift it' in other words"),
         ({"paraphrases": ["raise { it"]}, "raise { it"),
+        ({"synonyms": {"red": ["ruby"]}}, "other words for each of the targets"),
         ({"neutral": " "}, "language.neutral is empty"),
         ({"paraphrase": ["raise it"]}, "did you mean 'paraphrases'"),
     ],

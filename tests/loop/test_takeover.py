@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from vla_robot.core.clock import FakeClock
 from vla_robot.core.errors import NoActionYetError, PolicyError
-from vla_robot.core.messages import Observation, Vector
+from vla_robot.core.messages import ActionChunk, Observation, Vector
 from vla_robot.core.ports import Guard, Teleoperator
 from vla_robot.core.teleop import Button, TeleopCommand
 from vla_robot.data.formats.lerobot.demo_dataset import open_demos
@@ -59,10 +60,12 @@ def still(x: float = 0.0, gripper: float = 1.0) -> Vector:
 def drive(clock: FakeClock, guard: Guard, make_world: Make) -> Make:
     """`drive(policy, hands)`: one episode in lock-step -> its result and its steps."""
 
-    def go(policy: Any, hands: Teleoperator, **options: Any) -> tuple[EpisodeResult, list[StepDone]]:
+    def go(
+        policy: Any, hands: Teleoperator, unsure_above: float | None = None, **options: Any
+    ) -> tuple[EpisodeResult, list[StepDone]]:
         steps: list[StepDone] = []
         world = make_world(**{"succeed_at": HORIZON, "horizon": HORIZON + 1, **options})
-        with Takeover(policy, hands, EMBODIMENT, row_by_row=True, clock=clock) as driver:
+        with Takeover(policy, hands, EMBODIMENT, row_by_row=True, clock=clock, unsure_above=unsure_above) as driver:
             result = run_episode(
                 world, driver, 7, guard=guard, clock=clock, subscribers=[driver, lambda e: keep_step(steps, e)]
             )
@@ -100,6 +103,36 @@ def test_hands_that_begin_to_move_take_over_without_a_button(make_policy: Make, 
 
 def test_hands_that_move_already_when_an_episode_begins_must_rest_first(make_policy: Make, drive: Make) -> None:
     _, steps = drive(make_policy(), Script({}))
+    assert corrected(steps) == []
+
+
+class Unsure(FunctionPolicy):
+    """A policy whose entropy is the number of the step, 0 to 10 nats."""
+
+    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        return [replace(chunk, entropy=float(chunk.step)) for chunk in super().act(observations)]
+
+
+def test_an_unsure_policy_asks_the_person_who_gives_control_back(drive: Make) -> None:
+    """The mean of steps 1 to 5 is 3, so that step 6 is the person's; the five steps after give-back count anew."""
+    hands = Script({8: "giveback"}, still(), dict.fromkeys((6, 7), HAND))
+    policy = Unsure(lambda seen: still(0.01))
+    result, steps = drive(policy, hands, unsure_above=2.9, succeed_at=99, horizon=15)
+    assert corrected(steps) == [6, 7, 13, 14]
+    assert (result.takeovers, result.interventions) == (2, 4)
+    assert [None if step.intervention else step.observation.step for step in steps] == [s.entropy for s in steps]
+    assert list(result.entropy) == [step.entropy for step in steps]
+
+
+def test_the_person_is_told_that_the_policy_asks(drive: Make) -> None:
+    hands = Script({}, still(), dict.fromkeys(range(6, HORIZON), HAND))
+    drive(Unsure(lambda seen: still(0.01)), hands, unsure_above=2.9)
+    told = [counters["drives"] for _, counters in hands.shown]
+    assert told[:6] == ["the policy"] * 6 and set(told[6:]) == {"you: the policy is unsure"}
+
+
+def test_without_a_threshold_an_unsure_policy_goes_on(drive: Make) -> None:
+    _, steps = drive(Unsure(lambda seen: still(0.01)), Script({}, still()))
     assert corrected(steps) == []
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,13 +12,14 @@ import pytest
 from vla_robot.core.clock import NS_PER_MS, FakeClock
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.messages import ActionChunk, Observation
-from vla_robot.core.ports import Guard
+from vla_robot.core.ports import Guard, Policy
 from vla_robot.core.robot import Tick
 from vla_robot.core.teleop import Button, TeleopCommand
 from vla_robot.loop.events import Event, StepDone
 from vla_robot.loop.live_loop import run_live_episode
 from vla_robot.loop.results import EpisodeResult
 from vla_robot.loop.takeover import Takeover
+from vla_robot.policy.execution_horizon import ExecutionHorizon
 from vla_robot.recipe.limits import LimitsRecipe
 from vla_robot.record.episode import read_episode
 from vla_robot.safety.chunk import ChunkMerge
@@ -88,7 +89,11 @@ def drive(tmp_path: Path, guard: Guard) -> Drive:
     """One episode behind a bridge that keeps its log below tmp_path."""
 
     def go(
-        policy: FunctionPolicy, hands: Script, splice: ChunkMerge = "drop", horizon: int = HORIZON
+        policy: Policy,
+        hands: ScriptedTeleoperator,
+        splice: ChunkMerge = "drop",
+        horizon: int = HORIZON,
+        unsure_above: float | None = None,
     ) -> tuple[EpisodeResult, list[StepDone]]:
         clock, steps = FakeClock(start_ns=10**12), list[StepDone]()
         arm = ToyArm(clock, EMBODIMENT, can_wait=False, horizon=horizon)
@@ -105,7 +110,7 @@ def drive(tmp_path: Path, guard: Guard) -> Drive:
             if isinstance(event, StepDone):
                 steps.append(event)
 
-        with Takeover(policy, hands, EMBODIMENT, row_by_row=False, clock=clock) as driver:
+        with Takeover(policy, hands, EMBODIMENT, row_by_row=False, clock=clock, unsure_above=unsure_above) as driver:
             result = run_live_episode(
                 Direct(bridge, clock), driver, 0, guard=guard, subscribers=[driver, keep], clock=clock
             )
@@ -179,3 +184,34 @@ def test_a_quick_policys_own_action_stands_beside_the_persons(drive: Drive) -> N
     for step in (s for s in steps if s.intervention):
         assert step.policy_action is not None
         assert step.policy_action[0] == pytest.approx(-0.001 * step.observation.step)
+
+
+def test_a_takeover_does_not_wait_for_the_end_of_an_execution_horizon(drive: Drive) -> None:
+    _, steps = drive(ExecutionHorizon(plans(ROWS), 4), Script())
+    assert [s.observation.step for s in steps if s.intervention] == list(range(TAKE, GIVE))
+    assert moved(steps[GIVE]) == pytest.approx(-0.001 * GIVE)
+
+
+class Unsure(FunctionPolicy):
+    """A policy whose entropy is the number of the step, in nats."""
+
+    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        return [replace(chunk, entropy=float(chunk.step)) for chunk in super().act(observations)]
+
+
+@pytest.mark.parametrize(("rows", "first"), [(None, 6), (3, 7)])
+def test_an_unsure_policy_leaves_a_robot_at_rest_until_the_person_acts(
+    drive: Drive, rows: int | None, first: int
+) -> None:
+    policy = Unsure(lambda o: np.tile([-0.001 * o.step - 0.001, 1.0], (ROWS, 1)))
+    absent = ScriptedTeleoperator({}, TeleopCommand(None))
+    result, steps = drive(policy if rows is None else ExecutionHorizon(policy, rows), absent, unsure_above=2.9)
+    assert [s.observation.step for s in steps if s.held] == list(range(first, HORIZON))
+    assert (result.takeovers, result.interventions) == (1, 0)
+    for step in steps[first:]:
+        assert step.result.executed is not None and step.result.executed.tolist() == [0.0, 1.0]
+
+
+def test_an_e_stop_at_the_controls_does_not_wait_for_the_end_of_an_execution_horizon(drive: Drive) -> None:
+    result, steps = drive(ExecutionHorizon(plans(ROWS), 4), Script(give=TAKE, ends="estop"))
+    assert (result.outcome, len(steps)) == ("error", TAKE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from vla_robot.core.embodiment import ActionSpace
 from vla_robot.core.errors import PolicyError, RecipeError
 from vla_robot.core.geometry import matrix_from_rotvec
-from vla_robot.core.messages import Observation
+from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.core.ports import Policy, World
 from vla_robot.policy.scripted.experts import build_expert, cube_grasp
 from vla_robot.policy.scripted.perturb import Perturbation, PerturbedPolicy
@@ -134,6 +135,31 @@ def test_an_expert_does_its_task_and_holding_still_does_not(name: str) -> None:
     space = world.embodiment.action
     assert all(succeeds(world, build_expert(recipe.expert, space), seed) for seed in (500, 501))
     assert not succeeds(world, HoldPolicy(space), 500)
+    world.close()
+
+
+class DisturbedAtFirst:
+    """An expert whose first actions have noise."""
+
+    def __init__(self, expert: Policy, space: ActionSpace, steps: int) -> None:
+        self._expert, self._disturbed, self._steps = expert, PerturbedPolicy(expert, space, Perturbation()), steps
+
+    def reset(self, seed: int) -> None:
+        self._disturbed.reset(seed)
+
+    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        disturbed = observations[0].step < self._steps
+        return (self._disturbed if disturbed else self._expert).act(observations)
+
+
+@pytest.mark.sim
+def test_the_door_is_opened_after_the_hand_was_driven_off_the_lever() -> None:
+    """Of these seeds the expert that approached from above, whatever the lever's angle, opened none."""
+    recipe = dataclasses.replace(without_cameras("door"), horizon=170)
+    world = build_world(recipe, privileged=True)
+    space = world.embodiment.action
+    expert = build_expert(recipe.expert, space)
+    assert all(succeeds(world, DisturbedAtFirst(expert, space, 30), seed) for seed in (703, 714, 722, 723))
     world.close()
 
 

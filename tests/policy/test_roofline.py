@@ -75,6 +75,39 @@ def test_fp8_and_parallel_decoding_too(outline: Outline, folder: Path) -> None:
         assert oft.act_ms(0) == pytest.approx(ms, rel=0.06)
 
 
+PUBLISHED_MS = {
+    "OpenVLA, a step per token (prefill and six steps), 4090": (1e3 / 4.4, 1e3 / 6.02),
+    "OpenVLA-OFT, two cameras, H100": (90.0,),
+    "OpenVLA, a step per token, A100": (1e3 / 4.2,),
+    "OpenVLA-OFT, one camera, A100": (8e3 / 109.7,),
+}
+"""Case -> times that others published; docs/gpu.md names them."""
+
+
+def test_published_times_are_above_the_floor_by_the_factors_of_the_page(outline: Outline, folder: Path) -> None:
+    """No program is faster than the floor, and none of these is slower than nine times of it."""
+
+    def oft(cameras: int, card: str) -> float:
+        return floor_of(oft_outline(folder, cameras, 8), CARDS[card], BF16, 1, TEXT + 56, answer=1).act_ms(0)
+
+    floors = {case: floor_of(outline, CARDS["a100"], BF16, 1, TEXT).act_ms(6) for case in PUBLISHED_MS}
+    floors["OpenVLA, a step per token (prefill and six steps), 4090"] = floor_of(
+        outline, CARDS["4090"], BF16, 1, TEXT
+    ).act_ms(6)
+    floors |= {
+        "OpenVLA-OFT, two cameras, H100": oft(2, "h100"),
+        "OpenVLA-OFT, one camera, A100": oft(1, "a100"),
+    }
+    page = (Path(__file__).resolve().parents[2] / "docs" / "gpu.md").read_text()
+    for case, published in PUBLISHED_MS.items():
+        (line,) = (line for line in page.splitlines() if line.startswith(f"| {case} |"))
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert float(cells[1].removesuffix(" ms")) == pytest.approx(floors[case], rel=0.05), case
+        factors = [ms / floors[case] for ms in published]
+        assert [float(factor) for factor in cells[3].split(", ")] == pytest.approx(factors, rel=0.04), case
+        assert all(1 < factor < 9 for factor in factors)
+
+
 def test_every_family_is_counted_from_its_config_alone_as_with_its_weights(tmp_path: Path) -> None:
     for name in FAMILIES:
         if name == "openvla":

@@ -177,3 +177,23 @@ def test_an_environment_that_fits_no_kind_is_told_why(table: dict[str, Any], say
 def test_each_world_and_robot_has_code_that_exists() -> None:
     assert {*WORLDS, *ROBOTS} == set(EnvRecipe.kinds.built_in.values())
     assert all(callable(attribute(path)) for path in (*WORLDS.values(), *ROBOTS.values()))
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ({"kind": "hold"}, ""),
+        ({"kind": "openvla", "checkpoint": "c"}, "as the world shows them"),
+        (
+            {"kind": "openvla", "checkpoint": "c", "mirror": True, "image_preprocessing": "rlds_crop"},
+            "mirrored, JPEG and back, the middle 0.9 of the area",
+        ),
+        (peer_table(), "front as the world shows it"),
+        (
+            peer_table(images=[{"key": "i", "camera": "wrist", "turn_deg": 180, "mirror": True, "size_px": 224}]),
+            "wrist turned by 180 degrees, mirrored, fitted into 224 px with black bars",
+        ),
+    ],
+)
+def test_a_recipe_says_what_becomes_of_frames(table: dict[str, Any], words: str) -> None:
+    assert parse(PolicyRecipe, table, "mine").preparation == words

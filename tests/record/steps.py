@@ -19,5 +19,12 @@ def step_of(step: int) -> EpisodeStep:
     rng = np.random.default_rng(100 + step)
     clamps = (Clamp("dx", "range", 0.07, 0.05),) if step == 1 else ()
     return EpisodeStep(
-        observation(step), rng.normal(size=7), rng.normal(size=7), 1500 + step, step == 2, clamps, {"policy": 20.5}
+        observation(step),
+        rng.normal(size=7),
+        rng.normal(size=7),
+        1500 + step,
+        step == 2,
+        clamps,
+        {"policy": 20.5},
+        entropy=None if step == 1 else 1.25 + step,
     )

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from vla_robot.data.formats.rlds.splits import parse_info
-from vla_robot.data.formats.rlds.storage import LocalFolder
 from vla_robot.data.formats.rlds.tfrecord import Record, frame_record, walk
+from vla_robot.data.formats.storage import LocalFolder
 
 RECORDS_PER_SHARD = 1
 

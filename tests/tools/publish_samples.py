@@ -20,8 +20,8 @@ from publish_rlds import STEPS, Field, feature, features_tree, framed, invent_fi
 from vla_robot.data.formats.rlds.example import count, places
 from vla_robot.data.formats.rlds.features import Leaf, parse_features
 from vla_robot.data.formats.rlds.splits import parse_info
-from vla_robot.data.formats.rlds.storage import LocalFolder
 from vla_robot.data.formats.rlds.tfrecord import Record, walk
+from vla_robot.data.formats.storage import LocalFolder
 
 SIZE = [112, 112, 3]
 """Of the samples' frames: height, width, channels."""

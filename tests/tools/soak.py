@@ -202,12 +202,12 @@ def serve_policy(policy: str, stop: threading.Event) -> dict[str, Any]:
     from vla_robot.serve.policy.server import PolicyServer, Served, answering
     from vla_robot.transport.wake import Wake
 
-    act, embodiment = build_served_policy(find_policy(policy))
+    built = build_served_policy(find_policy(policy))
     with contextlib.closing(Wake()) as wake, ServerSocket(wake=wake) as socket:
-        batcher = Batcher(act, Line(BRIDGES, 5_000_000))
+        batcher = Batcher(built.act, Line(BRIDGES, 5_000_000), prepare=built.prepare)
         thread = answering(batcher)
         say({"address": socket.address})
-        PolicyServer(Served(policy, embodiment, BRIDGES), batcher, socket, wake).serve(stop.is_set)
+        PolicyServer(Served(policy, built.embodiment, BRIDGES), batcher, socket, wake).serve(stop.is_set)
         status = batcher.status()
         batcher.close()
         thread.join()

@@ -1,6 +1,7 @@
-"""What a bad network costs: the shipped policy on Lift, locally and over 20 ms +- 5 ms with 1 % loss.
+"""What a bad network costs: a policy on Lift, locally and over 20 ms +- 5 ms with 1 % loss, or another network.
 
     python tests/tools/success_over_proxy.py --episodes 20 --json proxy.json
+    python tests/tools/success_over_proxy.py --policy data/nano_flow/final --splice rtc --delay-ms 50
 
 Bridge, policy server, loop and network are processes of their own. In real time the arm does not wait for the policy,
 in lockstep it does. All drive the same seeds.
@@ -73,14 +74,15 @@ def free_port() -> int:
 
 def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """Three rows: local, asynchronous over the network, synchronous over the network."""
-    rows = [score(folder, "local", args, "--env", ENV, "--policy", POLICY)]
+    rows = [score(folder, "local", args, "--env", ENV, "--policy", args.policy)]
     listen = free_port()
-    bridge = (*VLA, "bridge", ENV, "--bind", "tcp://127.0.0.1:0")
-    serve = (*VLA, "serve", POLICY, "--bind", "tcp://127.0.0.1:0")
+    bridge = (*VLA, "bridge", ENV, "--bind", "tcp://127.0.0.1:0", "--splice", args.splice)
+    serve = (*VLA, "serve", args.policy, "--bind", "tcp://127.0.0.1:0")
+    shape = (f"--{name}={getattr(args, name.replace('-', '_'))}" for name in ("delay-ms", "jitter-ms", "loss"))
     with (
         running(bridge, r"listening on tcp://127\.0\.0\.1:(\d+)") as port,
         running(serve, r"(tcp://127\.0\.0\.1:\d+)") as policy,
-        running((*PROXY, "--listen", str(listen), "--to", port), "(forwarding)"),
+        running((*PROXY, "--listen", str(listen), "--to", port, *shape), "(forwarding)"),
     ):
         robot = ("--robot", f"tcp://127.0.0.1:{listen}", "--policy", policy)
         rows.append(score(folder, "asynchronous over the network", args, *robot))
@@ -90,6 +92,11 @@ def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--policy", default=POLICY, help="by name or path")
+    parser.add_argument("--splice", default="drop", help="how the bridge combines chunks that overlap")
+    parser.add_argument("--delay-ms", type=float, default=20.0, help="of the network, each way")
+    parser.add_argument("--jitter-ms", type=float, default=5.0)
+    parser.add_argument("--loss", type=float, default=0.01, help="share of lost messages")
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--seed", type=int, default=10_000, help="of the first episode")
     parser.add_argument("--json", type=Path, help="write the rows there")

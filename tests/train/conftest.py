@@ -42,7 +42,7 @@ def demos_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_demos(tmp_path_factory.mktemp("demos") / "light")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def recipe(demos_folder: Path) -> DemosFinetuneRecipe:
     return DemosFinetuneRecipe(
         data=(demos_folder,), architecture=TINY, dataset_name="light", steps=6, batch_size=8, warmup_steps=2,

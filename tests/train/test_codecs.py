@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def fast_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def asked(fast_file: Path) -> dict[str, CodecRecipe]:
     return {
         "equal": CodecRecipe(scale="equal"),
@@ -47,7 +48,7 @@ def asked(fast_file: Path) -> dict[str, CodecRecipe]:
     }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def new(recipe: DemosFinetuneRecipe, asked: dict[str, CodecRecipe]) -> Callable[..., DemosFinetuneRecipe]:
     def make(family: str, codec: str, **more: Any) -> DemosFinetuneRecipe:
         tiny = replace(recipe.architecture, family=family, image_size=28, tower_depth=3, max_positions=256)
@@ -55,6 +56,29 @@ def new(recipe: DemosFinetuneRecipe, asked: dict[str, CodecRecipe]) -> Callable[
         return replace(recipe, architecture=tiny, chunk=CHUNK, codec=asked[codec], steps=3, ema=0.0, **more)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def trained(new: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """Family and codec -> the folder of a short run, made once, which no test changes."""
+
+    @cache
+    def run(family: str, codec: str) -> Path:
+        losses: list[float] = []
+        out = tmp_path_factory.mktemp("run")
+        done = finetune(
+            new(family, codec), out, lambda p: losses.append(p.metrics["loss"]) if "loss" in p.metrics else None
+        )
+        assert len(losses) == 3 and np.isfinite(losses).all()
+        return done.policy
+
+    return run
+
+
+@pytest.fixture
+def copied(trained: Callable[[str, str], Path], tmp_path: Path) -> Callable[[str, str], Path]:
+    """The same, as a copy of the test's own."""
+    return lambda family, codec: Path(shutil.copytree(trained(family, codec), tmp_path / "copied"))
 
 
 def seen(light: float) -> Observation:
@@ -84,13 +108,9 @@ def greedy(policy: Any, observation: Observation) -> list[int]:
 
 @pytest.mark.parametrize("family", ["paligemma", "openvla"])
 @pytest.mark.parametrize("codec", ["equal", "by dimension", "words", "fast"])
-def test_a_new_policy_of_each_codec_is_trained_and_acts(new: Any, tmp_path: Path, family: str, codec: str) -> None:
-    losses: list[float] = []
-    trained = finetune(
-        new(family, codec), tmp_path, lambda p: losses.append(p.metrics["loss"]) if "loss" in p.metrics else None
-    )
-    assert np.isfinite(losses).all()
-    source = find_policy(trained.policy)
+def test_a_new_policy_of_each_codec_is_trained_and_acts(trained: Any, family: str, codec: str) -> None:
+    folder = trained(family, codec)
+    source = find_policy(folder)
     check_policy(source.recipe)
     policy: Any = load_policy(source.recipe, None)
     torch.manual_seed(0)
@@ -103,13 +123,11 @@ def test_a_new_policy_of_each_codec_is_trained_and_acts(new: Any, tmp_path: Path
     for row, observation in zip(tokens, rows, strict=True):
         assert row[row >= 0].tolist() == greedy(policy, observation)
     assert len({tuple(row) for row in tokens.tolist()}) > 1
-    assert read_json(trained.policy / "config.json")["vla_robot"]["codec"] == policy.codec.kind
+    assert read_json(folder / "config.json")["vla_robot"]["codec"] == policy.codec.kind
 
 
-def test_a_dimension_says_only_its_own_rows_in_a_batch(new: Any, tmp_path: Path) -> None:
-    policy: Any = load_policy(
-        find_policy(finetune(new("paligemma", "by dimension"), tmp_path, quiet).policy).recipe, None
-    )
+def test_a_dimension_says_only_its_own_rows_in_a_batch(trained: Any) -> None:
+    policy: Any = load_policy(find_policy(trained("paligemma", "by dimension")).recipe, None)
     rows = policy.codec.rows(policy.generate(policy.read([seen(0.2), seen(0.8)]), 2 * CHUNK))
     np.testing.assert_array_equal(rows // 256, np.tile([0, 1], (2, CHUNK)))
     committed = replace(seen(0.2), committed=np.zeros((2, 2)))
@@ -125,21 +143,21 @@ def test_rows_that_would_never_be_learned_are_refused(new: Any, more: dict[str, 
     assert new("paligemma", "words", **more).codec.kind == "words"
 
 
-def test_a_codec_with_a_grammar_is_not_compiled(new: Any, tmp_path: Path) -> None:
-    folder = finetune(new("openvla", "fast"), tmp_path, quiet).policy
+def test_a_codec_with_a_grammar_is_not_compiled(trained: Any) -> None:
+    folder = trained("openvla", "fast")
     with pytest.raises(PolicyError, match="codec 'fast' limits each token"):
         family_of(folder).load(folder, compiled=True)
 
 
-def test_fast_is_not_told_how_to_begin_and_refuses_another_horizon(new: Any, tmp_path: Path) -> None:
-    trained = finetune(new("paligemma", "fast"), tmp_path, quiet).policy
-    policy: Any = load_policy(find_policy(trained).recipe, None)
+def test_fast_is_not_told_how_to_begin_and_refuses_another_horizon(copied: Any) -> None:
+    folder = copied("paligemma", "fast")
+    policy: Any = load_policy(find_policy(folder).recipe, None)
     (chunk,) = policy.act([replace(seen(0.2), committed=np.zeros((1, 2)))])
     assert not chunk.conditioned
-    config = read_json(trained / "config.json")
-    write_json(trained / "config.json", config | {"vla_robot": config["vla_robot"] | {"chunk": CHUNK + 1}})
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", config | {"vla_robot": config["vla_robot"] | {"chunk": CHUNK + 1}})
     with pytest.raises(CheckpointError, match=f"for chunks of {CHUNK} actions, but the policy's have {CHUNK + 1}"):
-        family_of(trained).check(trained)
+        family_of(folder).check(folder)
 
 
 def plain_model(of: Path, folder: Path, words: int = 700) -> Path:
@@ -183,8 +201,8 @@ def quiet(*_: object) -> None:
     pass
 
 
-def test_what_a_folder_says_of_its_codec_must_be_what_its_weights_know(new: Any, tmp_path: Path) -> None:
-    folder = finetune(new("paligemma", "equal"), tmp_path, quiet).policy
+def test_what_a_folder_says_of_its_codec_must_be_what_its_weights_know(copied: Any) -> None:
+    folder = copied("paligemma", "equal")
     config, codec = read_json(folder / "config.json"), read_json(folder / "codec.json")
     check = family_of(folder).check
 
@@ -221,8 +239,8 @@ def test_what_a_folder_says_of_its_codec_must_be_what_its_weights_know(new: Any,
         check(folder)
 
 
-def test_a_policy_that_acts_keeps_its_codec(new: Any, recipe: DemosFinetuneRecipe, tmp_path: Path) -> None:
-    folder = finetune(new("paligemma", "words"), tmp_path / "first", quiet).policy
+def test_a_policy_that_acts_keeps_its_codec(trained: Any, recipe: DemosFinetuneRecipe, tmp_path: Path) -> None:
+    folder = trained("paligemma", "words")
     again = finetune(replace(recipe, policy=folder, steps=1), tmp_path / "second", quiet).policy
     assert read_json(again / "codec.json") == read_json(folder / "codec.json")
     with pytest.raises(RecipeError, match="says actions already"):

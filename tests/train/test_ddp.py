@@ -19,8 +19,9 @@ import torch
 from safetensors.torch import load_file
 
 from vla_robot.core.errors import RecipeError
+from vla_robot.policy.families import NEW_MODELS
 from vla_robot.recipe import dump
-from vla_robot.recipe.finetune import FinetuneRecipe
+from vla_robot.recipe.finetune import DemosFinetuneRecipe, FinetuneRecipe
 from vla_robot.train.finetune import finetune
 from vla_robot.train.parallel.ddp import Ranks
 
@@ -166,6 +167,20 @@ def test_a_model_that_two_processes_share_learns_as_a_whole_one_and_goes_on_in_o
     assert_same_policy(tmp_path / "one", mixed)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NEW_MODELS if name != "openvla"])
+def test_a_model_of_any_family_that_two_processes_share_learns_as_a_whole_one(
+    recipe: DemosFinetuneRecipe, together: Launch, tmp_path: Path, name: str
+) -> None:
+    size = 28 if name == "paligemma" else 56
+    tiny = replace(recipe.architecture, family=name, image_size=size, tower_depth=3, max_positions=256)
+    recipe = replace(recipe, architecture=tiny, steps=6, micro_batch=2, checkpoint_every=3)
+    one = alone(recipe, tmp_path / "one")
+    shared = together(replace(recipe, shard=True), tmp_path / "two", 2)
+    assert shared == pytest.approx(one, abs=1e-5)
+    assert_same_policy(tmp_path / "one", tmp_path / "two")
+
+
 def test_adapters_begin_in_one_process_and_end_in_two_that_share_them(
     recipe: FinetuneRecipe, together: Launch, tmp_path: Path
 ) -> None:
@@ -184,7 +199,15 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_both(
     assert all(error.startswith("the loss is nan at step 2. Lower learning_rate") for error in errors)
 
 
-@pytest.mark.parametrize("changes", [{}, {"clip_norm": 0.0}, {"shard": True}, {"shard": True, "clip_norm": 0.0}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"shard": True, "clip_norm": 0.0},
+        pytest.param({"clip_norm": 0.0}, marks=pytest.mark.slow),
+        pytest.param({"shard": True}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_gradient_that_is_not_finite_in_one_process_stops_both(
     recipe: FinetuneRecipe, tmp_path: Path, together: Launch, changes: dict[str, Any]
 ) -> None:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,11 @@ from vla_robot.recipe.finetune import DemosFinetuneRecipe, FinetuneRecipe
 from vla_robot.recipe.policy import OpenVLARecipe
 from vla_robot.recipe.policy_source import find_policy
 from vla_robot.train.checkpoint import FOLDER, PREVIOUS
-from vla_robot.train.finetune import Progress, finetune, open_run
+from vla_robot.train.finetune import Progress, Trained, finetune, open_run
 from vla_robot.train.parallel.ddp import Ranks
 from vla_robot.train.trainer import Trainer
+
+type Stopped = Callable[[int, Path], Path]
 
 
 def quiet(_: Progress) -> None:
@@ -39,6 +42,11 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
     return load_file(out / "final" / "model.safetensors")
 
 
+def assert_same_weights(one: Path, other: Path) -> None:
+    a, b = weights(one), weights(other)
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
 def stop_after(step: int):
     seen: list[int] = []
 
@@ -47,6 +55,26 @@ def stop_after(step: int):
             seen.append(progress.done)
 
     return watch, lambda: len(seen) + 1 >= step
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: FinetuneRecipe, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A run that nothing interrupted, whose folder no test changes."""
+    return finetune(recipe, tmp_path_factory.mktemp("whole"), quiet)
+
+
+@pytest.fixture(scope="module")
+def stopped(recipe: FinetuneRecipe, tmp_path_factory: pytest.TempPathFactory) -> Stopped:
+    """`stopped(step, out)`: a copy, as `out`, of the folder of a run that was stopped after that step."""
+    root = tmp_path_factory.mktemp("stopped")
+
+    @cache
+    def made(step: int) -> Path:
+        watch, stop = stop_after(step)
+        assert finetune(recipe, root / str(step), watch, stop).steps == step
+        return root / str(step)
+
+    return lambda step, out: Path(shutil.copytree(made(step), out))
 
 
 def test_training_teaches_what_the_image_says(recipe: FinetuneRecipe, tmp_path: Path) -> None:
@@ -65,56 +93,52 @@ def test_training_teaches_what_the_image_says(recipe: FinetuneRecipe, tmp_path: 
 
 
 def test_a_run_that_was_stopped_ends_bit_for_bit_where_an_unbroken_one_does(
-    recipe: FinetuneRecipe, tmp_path: Path
+    recipe: FinetuneRecipe, whole: Trained, tmp_path: Path
 ) -> None:
-    finetune(recipe, tmp_path / "whole", quiet)
     watch, stop = stop_after(3)
-    first = finetune(recipe, tmp_path / "broken", watch, stop)
+    first = finetune(recipe, tmp_path, watch, stop)
     assert first.steps == 3
-    assert not (tmp_path / "broken" / "final").exists()
-    second = finetune(recipe, tmp_path / "broken", quiet)
+    assert not (tmp_path / "final").exists()
+    second = finetune(recipe, tmp_path, quiet)
     assert second.steps == recipe.steps
-    whole, broken = weights(tmp_path / "whole"), weights(tmp_path / "broken")
-    assert all(torch.equal(whole[name], broken[name]) for name in whole)
-    assert second.metrics == finetune(recipe, tmp_path / "again", quiet).metrics
+    assert_same_weights(whole.policy.parent, tmp_path)
+    assert second.metrics == whole.metrics
 
 
-def test_another_recipe_does_not_continue_a_run(recipe: FinetuneRecipe, tmp_path: Path) -> None:
-    watch, stop = stop_after(2)
-    finetune(recipe, tmp_path, watch, stop)
+def test_another_recipe_does_not_continue_a_run(recipe: FinetuneRecipe, stopped: Stopped, tmp_path: Path) -> None:
+    out = stopped(2, tmp_path / "run")
     with pytest.raises(CheckpointError, match="was made by another recipe or from other data"):
-        finetune(replace(recipe, learning_rate=1e-4), tmp_path, quiet)
+        finetune(replace(recipe, learning_rate=1e-4), out, quiet)
 
 
-def test_how_a_run_computes_may_change_when_it_goes_on(recipe: FinetuneRecipe, tmp_path: Path) -> None:
-    watch, stop = stop_after(2)
-    finetune(recipe, tmp_path, watch, stop)
-    assert finetune(replace(recipe, activation_checkpointing=True, shard=True), tmp_path, quiet).steps == recipe.steps
+def test_how_a_run_computes_may_change_when_it_goes_on(
+    recipe: FinetuneRecipe, stopped: Stopped, tmp_path: Path
+) -> None:
+    out, otherwise = stopped(2, tmp_path / "run"), replace(recipe, activation_checkpointing=True, shard=True)
+    assert finetune(otherwise, out, quiet).steps == recipe.steps
 
 
-def test_a_damaged_checkpoint_is_told(recipe: FinetuneRecipe, tmp_path: Path) -> None:
-    watch, stop = stop_after(2)
-    finetune(recipe, tmp_path, watch, stop)
-    state = tmp_path / FOLDER / "state.safetensors"
+def test_a_damaged_checkpoint_is_told(recipe: FinetuneRecipe, stopped: Stopped, tmp_path: Path) -> None:
+    out = stopped(2, tmp_path / "run")
+    state = out / FOLDER / "state.safetensors"
     state.write_bytes(state.read_bytes()[:100])
     with pytest.raises(CheckpointError, match=r"is damaged .* delete it to train from the start"):
-        finetune(recipe, tmp_path, quiet)
+        finetune(recipe, out, quiet)
 
 
-def test_behind_a_damaged_checkpoint_stands_the_one_before(recipe: FinetuneRecipe, tmp_path: Path) -> None:
-    watch, stop = stop_after(4)
-    finetune(recipe, tmp_path / "broken", watch, stop)
-    state = tmp_path / "broken" / FOLDER / "state.safetensors"
+def test_behind_a_damaged_checkpoint_stands_the_one_before(
+    recipe: FinetuneRecipe, whole: Trained, stopped: Stopped, tmp_path: Path
+) -> None:
+    out = stopped(4, tmp_path / "broken")
+    state = out / FOLDER / "state.safetensors"
     state.write_bytes(b"\0" * 100)
     with pytest.raises(CheckpointError, match=r"delete it to go on from the one before, .*resume\.old\."):
-        finetune(recipe, tmp_path / "broken", quiet)
+        finetune(recipe, out, quiet)
     shutil.rmtree(state.parent)
     steps: list[int] = []
-    finetune(recipe, tmp_path / "broken", lambda p: steps.append(p.done) if p.phase == "steps" else None)
+    finetune(recipe, out, lambda p: steps.append(p.done) if p.phase == "steps" else None)
     assert steps == [3, 4, 5, 6]
-    finetune(recipe, tmp_path / "whole", quiet)
-    whole, broken = weights(tmp_path / "whole"), weights(tmp_path / "broken")
-    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+    assert_same_weights(whole.policy.parent, out)
 
 
 def test_a_full_disk_loses_nothing_and_names_the_last_good_checkpoint(
@@ -202,39 +226,39 @@ def test_metrics_that_cannot_be_written_name_the_last_good_checkpoint(recipe: Fi
         finetune(recipe, tmp_path, quiet)
 
 
-def test_a_crash_between_two_renames_loses_nothing(recipe: FinetuneRecipe, tmp_path: Path) -> None:
-    watch, stop = stop_after(4)
-    finetune(recipe, tmp_path, watch, stop)
-    shutil.rmtree(tmp_path / PREVIOUS)
-    (tmp_path / FOLDER).rename(tmp_path / PREVIOUS)
+def test_a_crash_between_two_renames_loses_nothing(recipe: FinetuneRecipe, stopped: Stopped, tmp_path: Path) -> None:
+    out = stopped(4, tmp_path / "run")
+    shutil.rmtree(out / PREVIOUS)
+    (out / FOLDER).rename(out / PREVIOUS)
     steps: list[int] = []
-    finetune(recipe, tmp_path, lambda p: steps.append(p.done) if p.phase == "steps" else None)
+    finetune(recipe, out, lambda p: steps.append(p.done) if p.phase == "steps" else None)
     assert steps == [5, 6]
 
 
-def test_metrics_of_training_and_held_out_episodes_are_kept(recipe: FinetuneRecipe, tmp_path: Path) -> None:
-    finetune(recipe, tmp_path, quiet)
-    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+def test_metrics_of_training_and_held_out_episodes_are_kept(recipe: FinetuneRecipe, whole: Trained) -> None:
+    last = json.loads((whole.policy.parent / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["step"] == recipe.steps
     assert {"loss", "token_accuracy", "l1", "held_out_loss", "held_out_token_accuracy", "held_out_l1"} <= last.keys()
 
 
 def test_a_policy_is_trained_on_with_its_own_statistics(
-    recipe: DemosFinetuneRecipe, make_demos, tmp_path: Path
+    recipe: DemosFinetuneRecipe, whole: Trained, make_demos, tmp_path: Path
 ) -> None:
-    finetune(recipe, tmp_path / "one", quiet)
     more = make_demos(tmp_path / "more", episodes=3)
-    again = replace(recipe, policy=tmp_path / "one" / "final", data=(*recipe.data, more), steps=2)
+    again = replace(recipe, policy=whole.policy, data=(*recipe.data, more), steps=2)
     finetune(again, tmp_path / "two", quiet)
-    kept, new = (json.loads((tmp_path / n / "final" / "dataset_statistics.json").read_text()) for n in ("one", "two"))
+    one, two = whole.policy.parent, tmp_path / "two"
+    kept, new = (json.loads((run / "final" / "dataset_statistics.json").read_text()) for run in (one, two))
     assert kept == new
-    before, after = weights(tmp_path / "one"), weights(tmp_path / "two")
+    before, after = weights(one), weights(two)
     assert not torch.equal(before["projector.fc1.weight"], after["projector.fc1.weight"])
 
 
-def test_the_trained_policy_drives_by_the_statistics_of_its_newest_data(recipe: FinetuneRecipe, tmp_path: Path) -> None:
-    first = finetune(replace(recipe, steps=1), tmp_path / "one", quiet).policy
-    second = finetune(replace(recipe, steps=1, policy=first, dataset_name="dusk"), tmp_path / "two", quiet).policy
+def test_the_trained_policy_drives_by_the_statistics_of_its_newest_data(
+    recipe: FinetuneRecipe, whole: Trained, tmp_path: Path
+) -> None:
+    later = replace(recipe, steps=1, policy=whole.policy, dataset_name="dusk")
+    second = finetune(later, tmp_path / "two", quiet).policy
     assert set(json.loads((second / "dataset_statistics.json").read_text())) == {"light", "dusk"}
     found = find_policy(second).recipe
     assert isinstance(found, OpenVLARecipe)
@@ -253,9 +277,9 @@ def test_the_trained_policy_drives_by_the_statistics_of_its_newest_data(recipe: 
     ],
 )
 def test_data_that_do_not_fit_are_refused_with_the_field_and_the_commands(
-    recipe: DemosFinetuneRecipe, tmp_path: Path, field: str, changed: str, said: str
+    recipe: DemosFinetuneRecipe, whole: Trained, tmp_path: Path, field: str, changed: str, said: str
 ) -> None:
-    policy = finetune(replace(recipe, steps=1), tmp_path / "one", quiet).policy
+    policy = Path(shutil.copytree(whole.policy, tmp_path / "one"))
     path = policy / "embodiment.json"
     assert field in path.read_text()
     path.write_text(path.read_text().replace(field, changed))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def seen(light: float, text: str = "go to the light") -> Observation:
     return Observation({"front": np.full((28, 28, 3), round(255 * light), np.uint8)}, np.zeros(1), text, 1, 1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def new(recipe: DemosFinetuneRecipe) -> Callable[..., DemosFinetuneRecipe]:
     """The recipe of a short run for a family and a head."""
 
@@ -63,23 +64,33 @@ def new(recipe: DemosFinetuneRecipe) -> Callable[..., DemosFinetuneRecipe]:
     return make
 
 
+@dataclass(frozen=True)
+class Run:
+    """A short run: the trained folder, and the metrics of each step."""
+
+    policy: Path
+    told: list[dict[str, float]]
+
+
 @pytest.fixture(scope="module")
-def trained_folders() -> dict[str, Path]:
-    return {}
+def learned(new: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Run]:
+    """Family and head -> a short run, made once, whose folder no test changes."""
+
+    @cache
+    def run(family: str, head: str) -> Run:
+        told: list[dict[str, float]] = []
+        recipe = new(family, head, steps=30, learning_rate=3e-3)
+        out = tmp_path_factory.mktemp("run")
+        done = finetune(recipe, out, lambda p: told.append(dict(p.metrics)) if p.phase == "steps" else None)
+        return Run(done.policy, told)
+
+    return run
 
 
 @pytest.fixture
-def trained(new: Any, trained_folders: dict[str, Path], tmp_path_factory: Any) -> Callable[[str, str], Path]:
-    """Family and head -> folder of a short run, made once."""
-
-    def run(family: str, head: str) -> Path:
-        key = f"{family} {head}"
-        if key not in trained_folders:
-            out = tmp_path_factory.mktemp("run")
-            trained_folders[key] = finetune(new(family, head, steps=20, learning_rate=3e-3), out, quiet).policy
-        return trained_folders[key]
-
-    return run
+def trained(learned: Callable[[str, str], Run]) -> Callable[[str, str], Path]:
+    """Family and head -> the folder of that run."""
+    return lambda family, head: learned(family, head).policy
 
 
 def built(folder: Path) -> Any:
@@ -98,15 +109,13 @@ OF_FAMILIES = [*QUICK, *(pytest.param(*each, marks=pytest.mark.slow) for each in
 
 @pytest.mark.parametrize(("family", "head"), OF_FAMILIES)
 def test_a_new_policy_of_every_family_learns_and_its_folder_acts(
-    new: Any, tmp_path: Path, family: str, head: str
+    learned: Callable[[str, str], Run], family: str, head: str
 ) -> None:
-    told: list[dict[str, float]] = []
-    recipe = new(family, head, steps=30, learning_rate=3e-3)
-    finished = finetune(recipe, tmp_path, lambda p: told.append(dict(p.metrics)) if p.phase == "steps" else None)
-    losses = [each["loss"] for each in told]
+    run = learned(family, head)
+    told, losses = run.told, [each["loss"] for each in run.told]
     assert np.mean(losses[-5:]) < 0.85 * np.mean(losses[:3])  # 0.81 with Qwen2.5-VL
     assert {"held_out_loss", "held_out_l1"} <= told[-1].keys() and "token_accuracy" not in told[-1]
-    policy = built(finished.policy)
+    policy = built(run.policy)
     chunks = policy.act([seen(0.1), seen(0.9, "go")])
     assert all(chunk.actions.shape == (CHUNK, DIM) and np.isfinite(chunk.actions).all() for chunk in chunks)
 
@@ -229,9 +238,10 @@ def test_sizes_other_than_those_of_the_training_are_refused(trained: Any, other:
         load_oft(folder, replace(right, **other), statistics_key="light")
 
 
-@pytest.mark.parametrize("family", ["openvla", "paligemma"])
+@pytest.mark.parametrize("family", ["openvla", "qwen2_vl"])
 def test_statistics_and_data_of_another_dimension_are_refused(trained: Any, family: str) -> None:
-    policy: Any = family_of(trained(family, "l1")).load(trained(family, "l1"), statistics_key="light")
+    folder = trained(family, "l1")
+    policy: Any = family_of(folder).load(folder, statistics_key="light")
     wide = {
         name: [*values, values[0]] for name, values in policy.statistics["light"]["action"].items() if name != "std"
     }
@@ -287,7 +297,7 @@ def test_an_answer_continues_the_plan_of_the_arm(trained: Any, head: str, jacobi
 
 
 def test_a_table_flow_is_for_a_flow_head_alone(trained: Any) -> None:
-    for folder, has in ((trained("paligemma", "l1"), 'has the head "l1"'), (trained("openvla", "flow"), None)):
+    for folder, has in ((trained("qwen2_vl", "l1"), 'has the head "l1"'), (trained("openvla", "flow"), None)):
         recipe: Any = replace(find_policy(folder).recipe, flow=FlowRecipe(steps=2))
         if has is None:
             assert load_policy(recipe, None).head.sampling.steps == 2  # type: ignore[attr-defined]

@@ -18,13 +18,14 @@ from vla_robot.core.embodiment import Dim
 from vla_robot.core.errors import DataError, RecipeError
 from vla_robot.core.messages import Observation
 from vla_robot.data.pipeline.stats import dataset_statistics
+from vla_robot.policy.families import family_of
 from vla_robot.policy.openvla.create import create
 from vla_robot.policy.openvla.policy import load
 from vla_robot.recipe import parse
 from vla_robot.recipe.finetune import Architecture, FinetuneRecipe, with_mixture
 from vla_robot.testing import toy_embodiment
 from vla_robot.train.checkpoint import FOLDER, learning
-from vla_robot.train.finetune import Progress, finetune
+from vla_robot.train.finetune import SIDE_FILES, Progress, finetune
 from vla_robot.train.lora import adapt, merged
 from vla_robot.train.parallel.activation_checkpointing import checkpoint_activations
 
@@ -39,10 +40,10 @@ def stop_in_step(number: int) -> Callable[[], bool]:
     return lambda: next(asked) >= number
 
 
-@pytest.fixture
-def start(recipe: FinetuneRecipe, tmp_path: Path) -> Path:
-    finetune(recipe, tmp_path / "first", quiet)
-    return tmp_path / "first" / "final"
+@pytest.fixture(scope="module")
+def start(recipe: FinetuneRecipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The policy of a short run, which no test changes."""
+    return finetune(recipe, tmp_path_factory.mktemp("first"), quiet).policy
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -92,7 +93,7 @@ def test_the_merged_policy_answers_as_the_one_with_adapters(recipe: FinetuneReci
     pixels = torch.from_numpy(policy.preprocessor(frames))
     ids = torch.from_numpy(np.tile(policy.tokenizer("go to the light"), (100, 1)))
     state = torch.from_numpy(rng.uniform(-1, 1, (100, 1)).astype(np.float32))
-    plain = merged(policy.model, start)
+    plain = load(save_merged(policy.model, start, start.with_name("plain"))).model
     assert not any("lora" in name for name, _ in plain.named_parameters())
     with torch.no_grad():
         ours, theirs = (_logits(m.eval(), pixels, ids, state) for m in (policy.model, plain))
@@ -102,8 +103,26 @@ def test_the_merged_policy_answers_as_the_one_with_adapters(recipe: FinetuneReci
     assert (ours - before).abs().max() > 0.1
 
 
+def save_merged(model: Any, start: Path, folder: Path) -> Path:
+    """Write a policy without adapters, as a training does in the end."""
+    family = family_of(start)
+    family.save_in_turn(start, folder, merged(model, family.rows(start)))
+    for name in SIDE_FILES:
+        if (start / name).is_file():
+            shutil.copy(start / name, folder)
+    return folder
+
+
 def _logits(model: Any, pixels: torch.Tensor, ids: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
     return model.language_model(inputs_embeds=model.embed(pixels, ids, state)).logits
+
+
+def test_adapters_of_a_model_without_weights_are_those_of_one_with_them(recipe: FinetuneRecipe, start: Path) -> None:
+    recipe, family = replace(recipe, lora_rank=4), family_of(start)
+    models = (family.load_model(start, torch.float32, torch.device(place)) for place in ("cpu", "meta"))
+    wanted, found = (learning(adapt(model, recipe)) for model in models)
+    assert wanted.keys() == found.keys()
+    assert all(torch.equal(wanted[name], found[name]) for name in wanted)
 
 
 def test_lora_teaches_too_and_its_policy_loads_as_any_other(

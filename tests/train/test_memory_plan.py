@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear, scaled_dot_product_attention
 
 from benchmarks.gpu.fake_cuda import FakeCuda
 from vla_robot.cli.main import main
@@ -22,6 +23,7 @@ from vla_robot.policy.openvla.policy import load
 from vla_robot.recipe.finetune import DemosFinetuneRecipe
 from vla_robot.train.finetune import _on_device
 from vla_robot.train.lora import adapt, freeze_in_bf16
+from vla_robot.train.mixed_precision import mixed_precision
 from vla_robot.train.parallel import memory_plan
 from vla_robot.train.parallel.activation_checkpointing import checkpoint_activations
 from vla_robot.train.parallel.ddp import Ranks
@@ -190,3 +192,15 @@ def test_the_plan_is_what_a_gpu_keeps(recipe: DemosFinetuneRecipe, model: OpenVL
         kept = parts_of(there, recipe)
     for name, size in kept.items():
         assert size == pytest.approx(planned[name], rel=0.05, abs=5000), name
+
+
+def test_on_a_cpu_attention_is_float32_and_matrix_products_are_bfloat16() -> None:
+    q, k, v = torch.randn(3, 1, 2, 5, 8, generator=torch.Generator().manual_seed(0))
+    with mixed_precision(torch.device("cpu"), True):
+        seen = scaled_dot_product_attention(q.bfloat16(), k.bfloat16(), value=v.bfloat16(), is_causal=True)
+        assert linear(q, k[0, 0]).dtype == torch.bfloat16
+    q, k, v = (x.bfloat16().float() for x in (q, k, v))
+    exact = scaled_dot_product_attention(q, k, v, is_causal=True).bfloat16()
+    assert torch.equal(seen, exact)
+    with mixed_precision(torch.device("cpu"), False):
+        assert linear(q, k[0, 0]).dtype == torch.float32

@@ -15,8 +15,9 @@ import pytest
 from vla_robot.cli.main import main
 from vla_robot.core.errors import CheckpointError, MissingDependencyError, RecipeError
 from vla_robot.recipe import dump
-from vla_robot.recipe.finetune import FinetuneRecipe
+from vla_robot.recipe.finetune import DemosFinetuneRecipe, FinetuneRecipe
 from vla_robot.train.finetune import Progress, finetune
+from vla_robot.train.spent import SPENT, Spent, Times, trainings_of
 
 
 def quiet(_: Progress) -> None:
@@ -146,3 +147,55 @@ def test_who_is_told_may_change_when_a_run_goes_on(recipe: FinetuneRecipe, tmp_p
     finetune(replace(recipe, wandb="arms", tensorboard=True), tmp_path, quiet)
     with pytest.raises(CheckpointError, match="another recipe"):
         finetune(replace(recipe, wandb="arms", seed=1), tmp_path, quiet)
+
+
+class Clock:
+    """Stands in for both clocks: every look is a second later on the wall, and two of the processor."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def now(self) -> Times:
+        self.looks += 1
+        return Times(self.looks, 2 * self.looks)
+
+
+def test_the_time_of_a_training_counts_lost_work_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(Times, "now", clock.now)
+    spent = Spent(tmp_path)
+    spent.go_on_from(0)
+    for step in (10, 20, 30):
+        spent.add(step)
+    assert spent.total() == Times(3, 6)
+    (tmp_path / SPENT).open("a").write('{"step": 40, "sec')  # a crash
+    again = Spent(tmp_path)
+    again.go_on_from(20)  # the checkpoint of step 30 was not finished
+    assert again.total() == Times(2, 4)
+    clock.looks += 5
+    again.add(30)
+    assert again.total() == Times(8, 16)
+
+
+def test_a_policy_tells_of_all_its_trainings(recipe: DemosFinetuneRecipe, tmp_path: Path) -> None:
+    first = finetune(replace(recipe, steps=2, description="lift"), tmp_path / "first", lambda _: None).policy
+    second = replace(recipe, steps=3, architecture=type(recipe.architecture)(), policy=first, seed=7)
+    out = tmp_path / "second"
+    done = iter([False, True])
+    finetune(second, out, lambda _: None, lambda: next(done))
+    finetune(second, out, lambda _: None)
+    one, two = trainings_of(out / "final")
+    assert (one["description"], one["steps"], two["steps"], two["seed"]) == ("lift", 2, 3, 7)
+    lines = [json.loads(line) for line in (out / SPENT).read_text().splitlines()]
+    assert lines[0]["step"] == 2
+    assert lines[-1]["step"] == 3
+    for unit in ("seconds", "cpu_seconds"):  # to a tenth: three steps of so small a policy may take none
+        assert two[unit] == pytest.approx(sum(line[unit] for line in lines), abs=0.06)
+
+
+def test_a_list_of_trainings_that_is_none_is_refused(tmp_path: Path) -> None:
+    assert trainings_of(tmp_path) == []
+    for text in ("[]", '{"trainings": [{"seconds": 3}]}', '{"trainings": [{"seconds": 3, "cpu_seconds": "x"}]}', "{"):
+        (tmp_path / "training.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"training\.json has no list of trainings"):
+            trainings_of(tmp_path)

@@ -98,6 +98,14 @@ def test_a_chunk_survives(chunk: ActionChunk, data: st.DataObject) -> None:
     np.testing.assert_equal(vars(unpack_action_chunk(carried(pack_action_chunk(chunk)))), vars(chunk))
 
 
+@pytest.mark.parametrize("nats", [np.nan, np.inf, -0.1, 1e9, "much", None])
+def test_an_entropy_that_is_none_is_refused(nats: object) -> None:
+    packed = pack_action_chunk(ActionChunk(np.zeros((1, 2)), 1, 2, entropy=1.5))
+    assert unpack_action_chunk(carried(packed)).entropy == 1.5
+    with pytest.raises(TransportError, match="entropy"):
+        unpack_action_chunk(carried(packed | {"entropy": nats}))
+
+
 def test_an_embodiment_survives() -> None:
     assert unpack_embodiment(carried(pack_embodiment(EMBODIMENT))) == EMBODIMENT
 

@@ -230,7 +230,10 @@ def vector(tmp_path: Path, mode: str, context: str, drawn_before: bool = False) 
 
 
 @pytest.mark.sim
-@pytest.mark.parametrize("context", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize(
+    "context",  # "spawn" is asked for below, too
+    ["fork", pytest.param("forkserver", marks=pytest.mark.slow), pytest.param("spawn", marks=pytest.mark.slow)],
+)
 def test_environments_step_side_by_side_in_processes_however_they_are_started(tmp_path: Path, context: str) -> None:
     assert vector(tmp_path, "async", context) == "(2, 224, 224, 3) (2, 7)"
 

@@ -11,7 +11,7 @@ import tyro
 from vla_robot.cli.common.cli_common import option
 from vla_robot.cli.common.json_out import write_json
 from vla_robot.cli.common.terminal import say
-from vla_robot.world.environments.install import make, remove
+from vla_robot.world.environments.install import disk_mb, make, remove
 from vla_robot.world.environments.location import Environment, find_environment, others_of
 
 
@@ -54,7 +54,7 @@ def _make(environment: Environment) -> float:
         flush=True,
     )
     took_s = make(environment)
-    say(f"\nInstalled in {took_s:.0f} s.")
+    say(f"\nInstalled in {took_s:.0f} s; {disk_mb(environment) / 1000:.2g} GB on the disk.")
     for folder in others_of(environment):
         say(f"An earlier list's environment is still there: {folder}. `{environment.command} --remove` removes both.")
     say("Next: `vla list envs` shows the worlds that run in it, `vla doctor` what is installed.")

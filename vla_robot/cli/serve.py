@@ -143,11 +143,11 @@ def _running(args: ServeArgs, source: PolicySource, line: Line) -> Iterator[tupl
         with _replicated(_started(args, args.replicas), line) as it:
             yield it
         return
-    act, embodiment = build_served_policy(source)
-    batcher = Batcher(act, line)
+    policy = build_served_policy(source)
+    batcher = Batcher(policy.act, line, prepare=policy.prepare)
     thread = answering(batcher)
     try:
-        yield batcher, embodiment
+        yield batcher, policy.embodiment
     finally:
         batcher.close()
         thread.join()

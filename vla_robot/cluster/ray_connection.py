@@ -12,7 +12,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -72,21 +74,40 @@ def _connect(name: str) -> Any:
 
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
     try:
-        match name:
-            case "local":
-                options = {"include_dashboard": False, "object_store_memory": LOCAL_STORE_BYTES}
-                ray.init("local", num_cpus=available_cores(), _node_ip_address="127.0.0.1", **options, **quiet)
-            case "auto":
-                ray.init(address="auto", **quiet)
-            case _:
-                ray.init(address=name, **quiet)
+        with _handler_of_sigterm_kept():
+            match name:
+                case "local":
+                    options = {"include_dashboard": False, "object_store_memory": LOCAL_STORE_BYTES}
+                    ray.init("local", num_cpus=available_cores(), _node_ip_address="127.0.0.1", **options, **quiet)
+                case "auto":
+                    ray.init(address="auto", **quiet)
+                case _:
+                    ray.init(address=name, **quiet)
     except (ConnectionError, TimeoutError, AuthenticationError) as error:
         raise TransportError(f"--cluster {name}: no Ray cluster answers. {_cure(name)} {_TOKEN_CURE}") from error
     except RuntimeError as error:  # Ray's own comparison of versions, on which its protocol depends
         if "ersion mismatch" not in str(error):
             raise
         raise ContractError(f"--cluster {name}: {_one_line(error)} {_SAME}") from error
+    except Exception as error:  # Ray raises a bare one when a process of its own was not up within 15 s
+        if "timed out during startup" not in str(error):
+            raise
+        raise TransportError(
+            f"--cluster {name}: Ray did not start here, so this computer is very busy or has no memory left. "
+            "Run the same command again."
+        ) from error
     return ray
+
+
+@contextlib.contextmanager
+def _handler_of_sigterm_kept() -> Iterator[None]:
+    """Give SIGTERM its handler back after Ray started, whose own one ends the process at once with status 15."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _use_token() -> None:
@@ -124,15 +145,24 @@ def _one_line(error: Exception) -> str:
 
 
 def _require_same_versions(ray: Any) -> None:
-    """Raise ContractError unless every node has our versions; the message names each node that has not."""
-    nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+    """Raise ContractError unless every node has our versions; the message names each node that has not.
+
+    A node that dies meanwhile is none: Ray thinks a dead node alive for some seconds.
+    """
+    nodes = _alive(ray)
     asked = {node: _asked(ray, node) for node in nodes}
     ready, late = ray.wait(list(asked.values()), num_returns=len(asked), timeout=PROBE_TIMEOUT_S)
     problems = {node: _problem(ray, reference) for node, reference in asked.items() if reference in ready}
     problems |= {node: "it did not answer" for node, reference in asked.items() if reference in late}
-    told = [f"{nodes[node]} ({problem})" for node, problem in problems.items() if problem]
+    still = _alive(ray) if any(problems.values()) else nodes
+    told = [f"{nodes[node]} ({problem})" for node, problem in problems.items() if problem and node in still]
     if told:
         raise ContractError(f"nodes of the cluster differ from this computer: {', '.join(told)}. {_SAME}")
+
+
+def _alive(ray: Any) -> dict[str, str]:
+    """Return the nodes that Ray thinks alive: id -> name of the computer."""
+    return {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
 
 
 def _asked(ray: Any, node: str) -> Any:

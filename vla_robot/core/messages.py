@@ -68,6 +68,8 @@ class ActionChunk:
         rests: the person gave no action, and this one only holds the arm's pose: not to be learned from. It is never
             sent over the wire, like `policy_actions`.
         policy_actions: (T, D) the policy's own actions while a person was in control, if it was asked.
+        entropy: how unsure the policy was: mean entropy of the tokens that it generated [nats], 0 if each was certain.
+            None for a policy that does not answer in tokens, and for a person.
         rows: execution horizon: number of actions, 1 to T, that are used before the policy is asked again. None: all of
             them in a world that waits; in real time, the policy is asked again at once.
     """
@@ -80,6 +82,7 @@ class ActionChunk:
     conditioned: bool = False
     rests: bool = False
     policy_actions: NDArray[np.float64] | None = None
+    entropy: float | None = None
     rows: int | None = None
 
     def lasts(self, step: int) -> bool:

@@ -28,6 +28,7 @@ class Tick:
         dropped_rows: number of rows of chunks that were skipped in this episode, since their tick had passed or they
             were too old.
         intervention: the executed action came from a person who took over from the policy.
+        entropy: `ActionChunk.entropy` of the executed chunk [nats]; None if it has none, or the pose was held.
     """
 
     result: StepResult
@@ -39,6 +40,7 @@ class Tick:
     intervention: bool = False
     cause_step: int = -1
     wanted: Vector | None = None
+    entropy: float | None = None
 
     @property
     def over(self) -> bool:

@@ -17,6 +17,7 @@ from vla_robot.core.host.provenance import row
 from vla_robot.core.ports import Guard, Policy, World
 from vla_robot.core.stats import mcnemar_p, wilson_interval
 from vla_robot.evaluate.eval_wrappers import InstructedWorld
+from vla_robot.evaluate.failure_detection import Detection, detect
 from vla_robot.evaluate.instruction_variants import Language, Words
 from vla_robot.loop.control_loop import always_false, run_episode
 from vla_robot.loop.events import EpisodeEnded, Event, Subscriber
@@ -88,6 +89,8 @@ class Trial:
             clamps=values["clamps"],
             missed_ticks=values["missed_ticks"],
             error=values["error"],
+            still_s=values.get("still_s", 0.0),  # older logs did not tell
+            entropy=tuple(None if nats is None else float(nats) for nats in values.get("entropy", ())),  # older: none
         )
         return cls(key, values["task"], values["instruction"], values["raised"], result)
 
@@ -194,6 +197,11 @@ class Score:
         return sum(trial.followed for trial in self.trials)
 
     @property
+    def stalled(self) -> int:
+        """Number of failed episodes that ended with an arm at rest: the policy no longer did anything."""
+        return sum(trial.result.stalled for trial in self.trials)
+
+    @property
     def errors(self) -> int:
         """Number of episodes without a verdict: the policy had no action, or its world failed."""
         return sum(trial.result.outcome == "error" for trial in self.trials)
@@ -203,6 +211,15 @@ class Score:
         """Median steps of the successful episodes; None if none succeeded."""
         steps = [trial.result.steps for trial in self.trials if trial.result.success]
         return float(np.median(steps)) if steps else None
+
+    @cached_property
+    def detection(self) -> Detection | None:
+        """How well the policy's entropy tells its failures; None for a policy that tells none."""
+        return detect([trial.result for trial in self.trials])
+
+    def within(self, steps: int) -> int:
+        """Return how many episodes succeeded within that many steps: the successes under that limit of steps."""
+        return sum(trial.result.success and trial.result.steps <= steps for trial in self.trials)
 
     @property
     def by_task(self) -> dict[str, tuple[int, int]]:
@@ -281,8 +298,10 @@ class Evaluation:
         started_at: wall clock, ISO 8601 with the zone's offset.
         perturbed: name of a suite -> name of the suite whose tasks it perturbs, number by number.
         protocols: name of a suite -> the benchmark's protocol, and the departures from it; empty for other worlds.
-        packages: name of a package that decides a score -> its version in the benchmark's environment.
+        packages: name of a suite -> package that decides its score -> version in the suite's environment.
         devices: policy -> device of its weights, in words, where it has weights in this process.
+        settings: policy -> what its recipe says that belongs to a protocol, in words: what becomes of frames, and how
+            many actions of an answer are used.
     """
 
     suites: Mapping[str, tuple[str, ...]]
@@ -293,13 +312,26 @@ class Evaluation:
     started_at: str
     perturbed: Mapping[str, str] = field(default_factory=dict[str, str])
     protocols: Mapping[str, str] = field(default_factory=dict[str, str])
-    packages: Mapping[str, str] = field(default_factory=dict[str, str])
+    packages: Mapping[str, Mapping[str, str]] = field(default_factory=dict[str, Mapping[str, str]])
     devices: Mapping[str, str] = field(default_factory=dict[str, str])
+    settings: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def env(self) -> str:
         """Name of the suites together."""
         return ", ".join(self.suites)
+
+    def told(self) -> dict[str, str]:
+        """Return what scores depend on, title -> words; what is the same for several suites is there once."""
+        versions = {
+            suite: ", ".join(f"{name} {version}" for name, version in packages.items())
+            for suite, packages in self.packages.items()
+        }
+        return {
+            **{f"{suites}: scored with": words for suites, words in _joined(versions).items()},
+            **{f"{suites}: protocol": words for suites, words in _joined(self.protocols).items()},
+            **{f"{policy}: settings": words for policy, words in self.settings.items()},
+        }
 
     @property
     def planned(self) -> int:
@@ -333,7 +365,8 @@ class Evaluation:
             "env": self.env,
             "suites": {name: list(worlds) for name, worlds in self.suites.items()},
             "protocols": dict(self.protocols),
-            "packages": dict(self.packages),
+            "packages": {name: dict(versions) for name, versions in self.packages.items()},
+            "settings": dict(self.settings),
             "started_at": self.started_at,
             "planned": self.planned,
             "interrupted": not self.complete,
@@ -342,6 +375,7 @@ class Evaluation:
             "by_task": {score.name: score.by_task for score in self.scores},
             "episodes": [trial.to_dict() for score in self.scores for trial in score.trials],
             "comparisons": [comparison.to_dict() for comparison in self.comparisons],
+            "failure_detection": {s.name: s.detection.to_dict() for s in self.scores if s.detection is not None},
             "successes": first.successes,
             "success_rate": first.rate,
             "success_interval_95": list(first.interval),
@@ -364,6 +398,14 @@ class Evaluation:
         return [is_base for differs, is_base in differences if differs] == [True]
 
 
+def _joined(words: Mapping[str, str]) -> dict[str, str]:
+    """Return names -> words, with the names of equal words joined."""
+    names: dict[str, list[str]] = {}
+    for name, text in words.items():
+        names.setdefault(text, []).append(name)
+    return {", ".join(group): text for text, group in names.items()}
+
+
 def trial_keys(
     policies: Iterable[str], worlds: Sequence[str], languages: Sequence[Language], seeds: range
 ) -> list[TrialKey]:
@@ -377,8 +419,18 @@ def trial_keys(
     ]
 
 
+def in_turn(keys: Iterable[TrialKey], worlds: Iterable[str]) -> list[TrialKey]:
+    """Return keys world by world, so that several policies use a world that is open; else in their order."""
+    places = {world: number for number, world in enumerate(worlds)}
+    return sorted(keys, key=lambda key: places[key.world])
+
+
 def _rows(score: Score, first: Score) -> list[dict[str, Any]]:
-    measured = {"success_rate": (score.rate, first.rate), "wrong_object_rate": (_share(score.wrong, score), None)}
+    measured = {
+        "success_rate": (score.rate, first.rate),
+        "wrong_object_rate": (_share(score.wrong, score), None),
+        "stalled_rate": (_share(score.stalled, score), None),
+    }
     if score.language == "wrong-object":
         measured["followed_rate"] = (_share(score.followed, score), None)
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from html import escape
@@ -11,6 +12,7 @@ from typing import Any
 from vla_robot.core.host.provenance import document
 from vla_robot.core.stats import wilson_interval
 from vla_robot.evaluate.evaluation import Comparison, Evaluation, Score, Trial
+from vla_robot.evaluate.failure_detection import FALSE_ALARMS, Detection, least_successes
 from vla_robot.evaluate.report_parts import (
     badge,
     definitions,
@@ -21,8 +23,15 @@ from vla_robot.evaluate.report_parts import (
     write_page,
 )
 from vla_robot.evaluate.video_selection import film_path
+from vla_robot.loop.failure_detector import WINDOW
 
 TEMPLATE = Path(__file__).with_name("evaluation_report.html")
+
+LIMITS = 6
+"""Number of limits of steps for which successes are told."""
+
+CURVES = (1, 6, 3, 7, 5, 2, 4)
+"""Colours of curves, neighbours unlike: numbers of the page's palette."""
 
 KEY = {
     "success": "success",
@@ -57,16 +66,17 @@ def _fields(folder: Path, evaluation: Evaluation, command: str, summary: dict[st
         "notice": _notice(evaluation),
         "legend": _legend(scores),
         "scores": _score_table(scores),
+        "protocol": _protocol(evaluation),
         "seeds": "".join(_seed_row(folder, score) for score in scores),
         "key": "".join(f'<span><i class="{outcome}"></i>{text}</span>' for outcome, text in KEY.items()),
         "comparisons": _comparisons(evaluation.comparisons),
         "tasks": _tasks(scores),
+        "limits": _limits(scores),
+        "detection": _detection(scores),
         "episodes": _episodes(folder, scores),
         "provenance": folded(
             [
                 ("Command", f"<pre>{escape(command)}</pre>"),
-                *([("Protocol", definitions(evaluation.protocols))] if evaluation.protocols else []),
-                *([("The benchmark's packages", definitions(evaluation.packages))] if evaluation.packages else []),
                 ("Machine", definitions(summary["machine"])),
                 ("Versions", definitions(summary["versions"])),
             ]
@@ -77,7 +87,9 @@ def _fields(folder: Path, evaluation: Evaluation, command: str, summary: dict[st
 def _seeds_of(evaluation: Evaluation) -> str:
     worlds, seeds = sum(map(len, evaluation.suites.values())), evaluation.seeds
     each = f"{len(seeds)} seeds from {seeds.start}"
-    return each if worlds == 1 else f"{worlds} tasks, {each} in each"
+    where = each if worlds == 1 else f"{worlds} tasks, {each} in each"
+    by = f"{where}, run by every policy"
+    return by if len(evaluation.languages) == 1 else f"{by} with every wording of the task"
 
 
 def _notice(evaluation: Evaluation) -> str:
@@ -109,16 +121,27 @@ def _score_table(scores: Sequence[Score]) -> str:
         "succeeded": lambda s: f"{s.successes} of {s.count}",
         "wrong object": lambda s: str(s.wrong),
         "did as told": lambda s: str(s.followed) if s.language == "wrong-object" else "–",
+        "stalled": lambda s: str(s.stalled),
         "errors": lambda s: str(s.errors),
         "median steps": lambda s: "–" if s.median_steps is None else f"{s.median_steps:.0f}",
     }  # fmt: skip
     if not any(score.suite for score in scores):
         del columns["suite"]
+    if all(score.language == "plain" for score in scores):
+        del columns["wording"]
     if not any(score.language == "wrong-object" for score in scores):
         del columns["did as told"]
-    if not any(score.errors for score in scores):
-        del columns["errors"]
+    for column in ("stalled", "errors"):
+        if not any(getattr(score, column) for score in scores):
+            del columns[column]
     return _table(columns, [[cell(score) for cell in columns.values()] for score in scores])
+
+
+def _protocol(evaluation: Evaluation) -> str:
+    """Return what the scores depend on; empty for worlds of no benchmark and policies that leave frames as they are."""
+    if not (told := evaluation.told()):
+        return ""
+    return f'<h2>Protocol</h2><section class="card pad">{definitions(told)}</section>'
 
 
 def _seed_row(folder: Path, score: Score) -> str:
@@ -161,6 +184,79 @@ def _tasks(scores: Sequence[Score]) -> str:
     )
 
 
+def _limits(scores: Sequence[Score]) -> str:
+    """Return a table of successes under smaller limits of steps; empty if nothing succeeded."""
+    if not any(score.successes for score in scores):
+        return ""
+    longest = max(trial.result.steps for score in scores for trial in score.trials)
+    limits = [math.ceil(longest * part / LIMITS) for part in range(1, LIMITS + 1)]
+    rows = [[escape(score.name), str(score.count), *(str(score.within(steps)) for steps in limits)] for score in scores]
+    head = ("row", "episodes", *(f"{steps} steps" for steps in limits))
+    return (
+        '<h2>With fewer steps</h2><p class="lead">Successes under smaller limits of steps. Policies do not know the '
+        "limit, so that an evaluation under one of these would find the same.</p>"
+        f'<section class="card scroll"><table class="num left">{_table(head, rows)}</table></section>'
+    )
+
+
+def _detection(scores: Sequence[Score]) -> str:
+    """Return a table of how well entropy tells failures; empty if no policy tells its entropy."""
+    found = [(score.name, told) for score in scores if (told := score.detection) is not None]
+    if not found:
+        return ""
+    rows = [
+        [
+            escape(name),
+            str(told.successes),
+            str(told.failures),
+            _number(told.separation, ".2f"),
+            _number(told.separation_early, ".2f")
+            + (f" <small>of {told.early_steps} steps</small>" if told.separation_early is not None else ""),
+            _number(told.threshold, ".3g"),
+            f"{told.warned} of {told.failures}" if told.threshold is not None else "–",
+            _number(told.warned_at, ".0f"),
+        ]
+        for name, told in found
+    ]
+    head = ("row", "successes", "failures", "AUROC", "AUROC, beginnings", "threshold", "failures warned of", "at step")
+    return (
+        '<h2>Failure detection</h2><p class="lead">A policy that answers in tokens tells their entropy: how unsure it '
+        f"is. The score of a step is the mean of {WINDOW} steps [nats]. AUROC is how likely the highest score of a "
+        "failure is above that of a success; of beginnings, within the successes' median number of steps, since a "
+        f"longer episode has more chances of a high score. At most {percent(FALSE_ALARMS)} of further successful "
+        f"episodes exceed the threshold, which needs {least_successes()} successes (conformal).</p>"
+        f'<section class="card scroll"><table class="num left">{_table(head, rows)}</table></section>'
+        f"{_roc_curves(found)}"
+    )
+
+
+def _roc_curves(found: Sequence[tuple[str, Detection]]) -> str:
+    """Draw the share of failures warned of over that of false alarms; empty without failures beside successes."""
+    drawn = [(name, told) for name, told in found if told.roc]
+    if not drawn:
+        return ""
+    curves = "".join(
+        f'<polyline points="{" ".join(f"{100 * x:.2f},{100 - 100 * y:.2f}" for x, y in told.roc)}" fill="none" '
+        f'stroke="var(--c{CURVES[k % len(CURVES)]})" stroke-width="1.6" vector-effect="non-scaling-stroke"/>'
+        for k, (_, told) in enumerate(drawn)
+    )
+    key = "".join(
+        f'<span><i style="background:var(--c{CURVES[k % len(CURVES)]})"></i>{escape(name)}</span>'
+        for k, (name, _) in enumerate(drawn)
+    )
+    return (
+        '<figure class="card pad roc"><svg viewBox="-1 -1 102 102" role="img" aria-label="ROC curves">'
+        '<rect x="0" y="0" width="100" height="100" fill="none" stroke="var(--line)"/>'
+        f'<line x1="0" y1="100" x2="100" y2="0" stroke="var(--line)" stroke-dasharray="2 2"/>{curves}</svg>'
+        "<figcaption>Failures warned of (upwards) and false alarms (to the right), both from 0 to 100 %, as the "
+        f'threshold falls; chance is the dashed line.<div class="key">{key}</div></figcaption></figure>'
+    )
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
 def _task_table(scores: Sequence[Score]) -> str:
     """Return a suite's tasks as rows and its scores as columns."""
     head = [
@@ -168,7 +264,7 @@ def _task_table(scores: Sequence[Score]) -> str:
         *(", ".join([s.policy, s.language][: 1 + (s.language != "plain")]) for s in scores),
     ]
     rows = [[escape(task), *(_solved(score, task) for score in scores)] for task in _task_names(scores)]
-    return f'<section class="card scroll"><table class="num left">{_table(map(escape, head), rows)}</table></section>'
+    return f'<section class="card scroll tasks"><table class="num">{_table(map(escape, head), rows)}</table></section>'
 
 
 def _task_names(scores: Sequence[Score]) -> list[str]:
@@ -179,7 +275,11 @@ def _solved(score: Score, task: str) -> str:
     solved, asked = score.by_task.get(task, (0, 0))
     if not asked:
         return "–"
-    return f"{interval_bar(solved / asked, wilson_interval(solved, asked))}{solved} of {asked}"
+    interval = wilson_interval(solved, asked)
+    return (
+        f"{interval_bar(solved / asked, interval)}{solved} of {asked} "
+        f"<small>{' to '.join(map(percent, interval))}</small>"
+    )
 
 
 def _episodes(folder: Path, scores: Iterable[Score]) -> str:

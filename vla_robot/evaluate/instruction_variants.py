@@ -2,21 +2,22 @@
 
 plain          the world's instruction                                  lift the red cube
 paraphrase     the same in other words                                  pick up the red block
+synonym        the same, with another word for the object too           pick up the crimson block
 wrong-object   the words name another object than the task is about     lift the blue cube
 none           a sentence without content                               do something
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, get_args
 
 from vla_robot.core.errors import RecipeError
+from vla_robot.core.language.placeholders import TARGET, words_in
 from vla_robot.recipe.env import EnvRecipe
-from vla_robot.recipe.scene import TARGET, LanguageRecipe
+from vla_robot.recipe.scene import LanguageRecipe
 
-Language = Literal["plain", "none", "paraphrase", "wrong-object"]
+Language = Literal["plain", "none", "paraphrase", "synonym", "wrong-object"]
 LANGUAGES: tuple[Language, ...] = get_args(Language)
 
 Words = Callable[[str, int], str]
@@ -38,21 +39,29 @@ def words_for(env: EnvRecipe, language: Language) -> Words:
         return lambda task, seed: task
     if language == "none":
         return lambda task, seed: words.neutral
-    if language == "paraphrase":
-        return _paraphrased(env, words)
+    if language in ("paraphrase", "synonym"):
+        return _paraphrased(env, words, {} if language == "paraphrase" else _synonyms(env, words))
     return _misdirected(env, words)
 
 
-def _paraphrased(env: EnvRecipe, words: LanguageRecipe) -> Words:
+def _paraphrased(env: EnvRecipe, words: LanguageRecipe, synonyms: Mapping[str, Sequence[str]]) -> Words:
     if not words.paraphrases:
         raise _lacks(env, "paraphrases", '["pick up the block"]')
 
     def rephrase(task: str, seed: int) -> str:
-        # Consecutive seeds have different targets; this gives each target each paraphrase.
-        turn = seed // max(1, len(words.targets))
-        return words.paraphrases[turn % len(words.paraphrases)].format(**_found(env, task))
+        # Consecutive seeds have different targets; this gives each target each paraphrase, and then each synonym.
+        turn, sentence = divmod(seed // max(1, len(words.targets)), len(words.paraphrases))
+        found = _found(env, task)
+        others = {name: synonyms[word][turn % len(synonyms[word])] for name, word in found.items() if synonyms}
+        return words.paraphrases[sentence].format(**{**found, **others})
 
     return rephrase
+
+
+def _synonyms(env: EnvRecipe, words: LanguageRecipe) -> Mapping[str, Sequence[str]]:
+    if not words.synonyms:
+        raise _lacks(env, "synonyms", '{ red = ["crimson"], green = ["emerald"] }')
+    return words.synonyms
 
 
 def _misdirected(env: EnvRecipe, words: LanguageRecipe) -> Words:
@@ -69,11 +78,10 @@ def _misdirected(env: EnvRecipe, words: LanguageRecipe) -> Words:
 
 def _found(env: EnvRecipe, task: str) -> dict[str, str]:
     """Return the text of {target} in the world's instruction; empty if the recipe has no braces."""
-    pattern = re.escape(env.instruction).replace(re.escape(f"{{{TARGET}}}"), f"(?P<{TARGET}>.+)")
-    found = re.fullmatch(pattern, task)
+    found = words_in(task, env.instruction)
     if found is None:
         raise RecipeError(f"the world says '{task}', which is not the recipe's instruction, '{env.instruction}'.")
-    return found.groupdict()
+    return found
 
 
 def _lacks(env: EnvRecipe, key: str, example: str) -> RecipeError:

@@ -94,6 +94,8 @@ class TrialLog(Closeable):
             return Trial.from_dict(values)
         except KeyError as error:
             raise self._damaged(number, f"{error} is missing") from error
+        except (TypeError, ValueError) as error:
+            raise self._damaged(number, error) from error
 
     def _damaged(self, number: int, why: object) -> DataError:
         return DataError(f"{self._path}, line {number} is damaged: {why}. Delete that line, or choose another --out.")

@@ -72,7 +72,7 @@ def run_episode(
     clock = clock or MonotonicClock()
     policy.reset(seed)
     observation = world.reset(seed)
-    stats, pace, history = EpisodeStats(clock), _Pace(clock, rate_hz), History(policy)
+    stats, pace, history = EpisodeStats(clock, world.embodiment), _Pace(clock, rate_hz), History(policy)
     pace.watch.received(observation, world)
     notify(subscribers, EpisodeStarted(seed, observation))
     chunk: ActionChunk | None = None
@@ -136,9 +136,10 @@ class _Pace:
 
 
 def marks_of(chunk: ActionChunk, row: int) -> dict[str, Any]:
-    """Return the fields of a StepDone that say whether the policy or a person chose the action."""
+    """Return the fields of a StepDone that say who chose the action, and how unsure the policy was."""
     beside = chunk.policy_actions
     return {
+        "entropy": chunk.entropy,
         "intervention": chunk.intervention,
         "policy_action": beside[row] if beside is not None and row < len(beside) else None,
     }

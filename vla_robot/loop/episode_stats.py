@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from vla_robot.core.clock import NS_PER_S, Clock
+from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.messages import Vector
 from vla_robot.loop.events import StepDone, StepsLost
 from vla_robot.loop.results import EpisodeResult, Outcome
+from vla_robot.loop.stillness import steps_at_rest
 from vla_robot.loop.timing import by_stage
 
 
@@ -22,8 +25,8 @@ class Interventions:
     def add(self, step: StepDone) -> None:
         self.steps += step.intervention and not step.held
         self.takeovers += step.intervention and not self._running
-        # A tick in which the arm held its pose does not say who is in control.
-        self._running = self._running if step.held else step.intervention
+        # A tick in which the arm held its pose for want of an action does not say who is in control.
+        self._running = step.intervention or (step.held and self._running)
 
 
 @dataclass
@@ -31,9 +34,12 @@ class EpisodeStats:
     """Sums over an episode's events; gives its result at the end."""
 
     clock: Clock
+    embodiment: Embodiment
     clamps: int = 0
     lost_steps: int = 0
     steps_ms: list[Mapping[str, float]] = field(default_factory=list[Mapping[str, float]])
+    entropy: list[float | None] = field(default_factory=list[float | None])
+    states: list[Vector] = field(default_factory=list[Vector])
     interventions: Interventions = field(default_factory=Interventions)
 
     def __post_init__(self) -> None:
@@ -51,6 +57,8 @@ class EpisodeStats:
             return
         self.clamps += len(event.clamps)
         self.steps_ms.append({} if event.intervention else event.stages_ms)  # a person's steps have no policy latency
+        self.entropy.append(event.entropy)
+        self.states.append(event.result.observation.state)
         self.interventions.add(event)
 
     def result(self, seed: int, outcome: Outcome, error: str | None, missed_ticks: int = 0) -> EpisodeResult:
@@ -63,6 +71,8 @@ class EpisodeStats:
             clamps=self.clamps,
             missed_ticks=missed_ticks,
             stages_ms=by_stage(self.steps_ms),
+            entropy=tuple(self.entropy) if any(nats is not None for nats in self.entropy) else (),
+            still_s=steps_at_rest(self.states, self.embodiment.state) / self.embodiment.rate_hz,
             error=error,
             interventions=self.interventions.steps,
             takeovers=self.interventions.takeovers,

@@ -38,6 +38,7 @@ class StepDone:
         intervention: a person was in control: `wanted` is theirs.
         held: no action was available, so the arm held its pose.
         policy_action: (D,) the policy's action while the person was in control, if it was asked.
+        entropy: how unsure the policy was of the answer that the action is from, `ActionChunk.entropy` [nats].
     """
 
     observation: Observation
@@ -50,6 +51,7 @@ class StepDone:
     intervention: bool = False
     held: bool = False
     policy_action: Vector | None = None
+    entropy: float | None = None
 
 
 @dataclass(frozen=True)

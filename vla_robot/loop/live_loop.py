@@ -72,7 +72,7 @@ def run_live_episode(
     clock = clock or MonotonicClock()
     policy.reset(seed)
     observation = robot.begin(seed)
-    stats = _LiveStats(clock)
+    stats = _LiveStats(clock, robot.embodiment)
     notify(subscribers, EpisodeStarted(seed, observation))
     pairing = _Pairing(observation, guard, clock, History(policy))
     course = _Course(pairing, stats, subscribers)
@@ -240,6 +240,7 @@ class _Pairing:
             stages_ms=self._stages_of(tick, sent),
             held=sent.chunk.rests,
             policy_action=marks_of(sent.chunk, row)["policy_action"],
+            entropy=sent.chunk.entropy,
         )
 
     def _sent_for(self, tick: Tick) -> _Sent | None:

@@ -67,4 +67,5 @@ def _logged(event: StepDone) -> EpisodeStep:
         held=event.held,
         policy_action=event.policy_action,
         wanted=event.wanted,
+        entropy=event.entropy,
     )

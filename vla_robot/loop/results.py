@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vla_robot.core.host.provenance import row
 from vla_robot.core.stats import wilson_interval
+from vla_robot.loop.stillness import STALL_S
 from vla_robot.loop.timing import TOTAL, WORLD_STEP, Latency, summarise
 
 Outcome = Literal["success", "failure", "timeout", "error", "stopped"]
@@ -30,6 +31,9 @@ class EpisodeResult:
         clamps: number of times that a limit changed a number of an action.
         missed_ticks: control periods that the loop missed; 0 if it was not paced.
         stages_ms: stage -> (N,) durations of each step that had it [ms]; see `vla_robot.loop.timing`.
+        entropy: how unsure the policy was of each step's action [nats], see `ActionChunk.entropy`; None where it did
+            not choose it, or does not say. Empty if it never said.
+        still_s: time [s of the arm's steps] that the arm had stood still at the end, see `vla_robot.loop.stillness`.
         error: the reason, for outcome "error".
         interventions: number of steps in which a person was in control.
         takeovers: number of a person's takeovers.
@@ -43,6 +47,8 @@ class EpisodeResult:
     clamps: int = 0
     missed_ticks: int = 0
     stages_ms: Mapping[str, NDArray[np.float64]] = field(default_factory=dict[str, NDArray[np.float64]])
+    entropy: tuple[float | None, ...] = ()
+    still_s: float = 0.0
     error: str | None = None
     interventions: int = 0
     takeovers: int = 0
@@ -57,6 +63,11 @@ class EpisodeResult:
     def helped(self) -> bool:
         """Whether the task succeeded with a person's help."""
         return self.outcome == "success" and self.interventions > 0
+
+    @property
+    def stalled(self) -> bool:
+        """Whether it failed with an arm that had stood still for STALL_S."""
+        return self.outcome in ("failure", "timeout") and self.still_s >= STALL_S
 
     @property
     def finished(self) -> bool:
@@ -91,6 +102,8 @@ class EpisodeResult:
             "takeovers": self.takeovers,
             "lost_steps": self.lost_steps,
             "helped": self.helped,
+            "still_s": round(self.still_s, 3),
+            "entropy": [None if nats is None else round(nats, 4) for nats in self.entropy],
         }
 
 

@@ -8,6 +8,8 @@ meanwhile; a robot gets an action that holds its pose, since its bridge takes si
 the buttons success and stop, end the episode under either's control: a real robot has no other success test.
 The policy runs in a thread of its own, so that the device is read while it computes. If its answers take a small share
 of a control period, it is also asked while the person is in control, and its action is stored beside theirs.
+With a threshold, an unsure policy hands over by itself (`loop/failure_detector.py`): the arm waits for the person, and
+the policy's steps count anew after control was given back.
 Source: Ross et al. 2011 (DAgger); Kelly et al. 2019 (HG-DAgger), in which the person decides when to take over.
 """
 
@@ -30,6 +32,7 @@ from vla_robot.core.ports.wrapped_policy import history_steps
 from vla_robot.core.teleop import Button, Driver, TeleopCommand
 from vla_robot.loop.control_loop import EndedByPersonError
 from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, Event, StepDone, StepsLost
+from vla_robot.loop.failure_detector import FailureDetector
 from vla_robot.loop.results import Outcome
 
 POLL_S = 0.02
@@ -60,6 +63,7 @@ class Takeover(Closeable):
         clock: Clock | None = None,
         look: Callable[[], Observation | None] = lambda: None,
         on_estop: Callable[[], None] = lambda: None,
+        unsure_above: float | None = None,
     ) -> None:
         """
         Args:
@@ -71,6 +75,8 @@ class Takeover(Closeable):
             clock: measures how long the policy computes.
             look: returns the newest observation of an arm that moves while the policy computes, to show the person.
             on_estop: called when the person pressed e-stop, before the episode ends.
+            unsure_above: mean entropy of recent steps above which the policy hands over to the person [nats]; None: it
+                never does.
         """
         self._policy = policy
         self._hands = _Hands(teleop, embodiment)
@@ -79,6 +85,7 @@ class Takeover(Closeable):
         self._cheap_ns = CHEAP_SHARE * NS_PER_S / embodiment.rate_hz
         self._look = look
         self._on_estop = on_estop
+        self._detector = FailureDetector(np.inf if unsure_above is None else unsure_above)
         self._worker = ThreadPoolExecutor(1, "policy")
         self._pending: Future[ActionChunk] | None = None
         self._chunk: ActionChunk | None = None
@@ -98,6 +105,7 @@ class Takeover(Closeable):
     def reset(self, seed: int) -> None:
         """Reset the policy and give it control."""
         self._pending = self._chunk = None
+        self._detector.reset()
         self._worker.submit(self._policy.reset, seed).result()
         self._hands.reset()
 
@@ -121,9 +129,17 @@ class Takeover(Closeable):
             case EpisodeStarted():
                 self._hands.begin_showing(event.observation)
             case StepDone():
-                self._hands.show(event)
+                self._hands.note(event)
+                self._watch(event)
+                self._hands.show(event.result.observation)
             case StepsLost() | EpisodeEnded():
                 pass
+
+    def _watch(self, event: StepDone) -> None:
+        """Give control to the person if the policy has become unsure."""
+        if self.driver == "policy" and self._detector.add(event.entropy):
+            self._hands.take(asked=True)
+            self._drop_plan()
 
     def _listen(self) -> None:
         before = self.driver
@@ -135,7 +151,12 @@ class Takeover(Closeable):
             if button in buttons:
                 raise EndedByPersonError(outcome)
         if self.driver != before:
-            self._chunk = None
+            self._drop_plan()
+
+    def _drop_plan(self) -> None:
+        """Forget what the policy planned, and how unsure it was, since another one drives from here on."""
+        self._chunk = None
+        self._detector.reset()
 
     def _by_hand(self, observation: Observation) -> ActionChunk:
         action = self._hands.action()
@@ -163,7 +184,7 @@ class Takeover(Closeable):
 
     def _by_policy(self, observation: Observation) -> ActionChunk:
         if not self._row_by_row:
-            return self._asked(observation)
+            return self._by_plan(observation)
         if self._chunk is None or not self._chunk.lasts(observation.step):
             self._chunk = self._asked(observation)
             stages_ms = self._chunk.stages_ms
@@ -177,6 +198,19 @@ class Takeover(Closeable):
             stages_ms=stages_ms,
             rows=None,
         )
+
+    def _by_plan(self, observation: Observation) -> ActionChunk:
+        """Return a whole chunk, for a robot that executes it meanwhile.
+
+        It has no execution horizon, so that the loop asks at each tick and the device is read; this side keeps it.
+
+        Raises:
+            NoActionYetError: as `_asked`, and while an earlier chunk is within its horizon.
+        """
+        if self._chunk is not None and self._chunk.rows is not None and self._chunk.lasts(observation.step):
+            raise NoActionYetError("the robot still executes the policy's last answer.")
+        self._chunk = self._asked(observation)
+        return replace(self._chunk, rows=None)
 
     def _asked(self, observation: Observation) -> ActionChunk:
         """Return the policy's answer; the device is read meanwhile.
@@ -239,13 +273,14 @@ class _Hands:
         self._rested = False
         self._counts = _Shown()
         self._seen = 0
+        self._asked = False
         self.driver: Driver = "policy"
 
     def reset(self) -> None:
         """Begin an episode; buttons that were pressed before it are discarded."""
         self._teleop.command()
         self.driver, self._executed, self._grip, self._rested = "policy", None, None, False
-        self._last = None
+        self._last, self._asked = None, False
 
     def listen(self) -> frozenset[Button]:
         """Read the device, change control accordingly, and return the buttons that were pressed."""
@@ -254,14 +289,18 @@ class _Hands:
             return said.buttons
         moving = self._are_moving(said.action)
         if self.driver == "person" and "giveback" in said.buttons:
-            self.driver, self._rested = "policy", False
+            self.driver, self._rested, self._asked = "policy", False, False
             self._tell()
         elif self.driver == "policy" and ("takeover" in said.buttons or (moving and self._rested)):
-            self.driver, self._last = "person", self._executed
-            self._keep_grip(said.action)
-            self._tell()
+            self.take()
         self._rested = self._rested or not moving
         return said.buttons
+
+    def take(self, asked: bool = False) -> None:
+        """Give control to the person, whom the policy may have asked."""
+        self.driver, self._last, self._asked = "person", self._executed, asked
+        self._keep_grip(self._said.action)
+        self._tell()
 
     def action(self) -> Vector | None:
         """Return the device's (D,) action; None if the person gives none.
@@ -302,13 +341,15 @@ class _Hands:
             self._seen = observation.step
             self._teleop.show(observation, self._counters())
 
-    def show(self, step: StepDone) -> None:
+    def note(self, step: StepDone) -> None:
         self._executed = self._executed if step.result.executed is None else step.result.executed
         self._counts.steps += 1
         self._counts.corrected += step.intervention and not step.held
+
+    def show(self, observation: Observation) -> None:
         self._tell()
-        self._seen = step.result.observation.step
-        self._teleop.show(step.result.observation, self._counters())
+        self._seen = observation.step
+        self._teleop.show(observation, self._counters())
 
     def _keep_grip(self, action: Vector | None) -> None:
         self._grip = None
@@ -322,9 +363,14 @@ class _Hands:
         if isinstance(self._teleop, SharesControl):
             self._teleop.tell_driver(self.driver, self._executed)
 
+    def _who(self) -> str:
+        if self.driver == "policy":
+            return "the policy"
+        return "you: the policy is unsure" if self._asked else "you"
+
     def _counters(self) -> dict[str, str]:
         return {
-            "drives": "you" if self.driver == "person" else "the policy",
+            "drives": self._who(),
             "episode": str(self._counts.episode),
             "steps": str(self._counts.steps),
             "corrected": str(self._counts.corrected),

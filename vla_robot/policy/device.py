@@ -35,6 +35,16 @@ def torch_device(name: str | torch.device, local_rank: int = 0) -> torch.device:
     return found
 
 
+def choose_attention(device: torch.device) -> None:
+    """Choose the kernels of attention on a device: on CUDA torch's own, flash and memory-efficient, without cuDNN's.
+
+    torch takes cuDNN's first on Hopper. It makes a plan on the host for each batch size and length, which takes longer
+    than a pass, and instructions have many lengths. torch keeps the choice for the whole process.
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def device_in_words(device: torch.device) -> str:
     """Return a device with the model of its GPU: "cpu", or "cuda:0 (NVIDIA H100 80GB HBM3)"."""
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

@@ -75,6 +75,7 @@ def build(recipe: VLARecipe, embodiment: Embodiment | None, expert: str | None) 
         preprocessing,
         compiled=recipe.compiled,
         quantise=recipe.quantise,
+        fuse=recipe.fuse,
     )
     policy = sampling_as(loaded, recipe.flow)
     if policy.embodiment is not None and embodiment is not None:

@@ -259,7 +259,8 @@ class LiberoRecipe(SuiteRecipe):
         steps = LIBERO_STEPS[self.perturbs or self.suite]
         return (
             f"the reference's: initial states 0 to {LIBERO_STATES - 1}, 10 settling steps, at most {steps} steps at "
-            "20 Hz, agentview and wrist at 256 px, success at the first step that meets the goal. Departures: "
+            "20 Hz, agentview and wrist at 256 px, a gripper that is open above 0.5 and closed below, success at the "
+            "first step that meets the goal. Departures: "
             f"{departures}"
         )
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from vla_robot.core.errors import RecipeError
 from vla_robot.core.host.device_names import AUTO, device_problem
+from vla_robot.core.language.placeholders import TARGET, placeholders
 from vla_robot.core.seeds import seed_problem
 from vla_robot.recipe.reading.kinds import Kinds
 from vla_robot.recipe.reading.url import Url
@@ -160,6 +161,38 @@ class QuestionsRecipe:
 
 
 @dataclass(frozen=True)
+class WordingsRecipe:
+    """Other sentences for an instruction of the data. Each frame of a step is trained with one of them, drawn anew.
+
+    What is to measure understanding stays out of here: a world's recipe has the sentences and words of the test.
+
+    Attributes:
+        instruction: the data's instruction, with {target} for the words that differ: "lift the {target} cube".
+        sentences: the same in other words, with {target} where the instruction has it.
+        synonyms: words at {target} -> other words for them, of which one is drawn, or the data's own.
+        plain: share of the frames that keep the data's own instruction.
+    """
+
+    instruction: str
+    sentences: tuple[str, ...]
+    synonyms: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    plain: float = 0.25
+
+    def __post_init__(self) -> None:
+        wanted = placeholders(self.instruction)
+        if wanted - {TARGET}:
+            raise RecipeError(f"instruction is '{self.instruction}'; the only name in braces is {{{TARGET}}}")
+        if wrong := [sentence for sentence in self.sentences if placeholders(sentence) != wanted]:
+            raise RecipeError(f"sentences: '{wrong[0]}' must have the same names in braces as '{self.instruction}'")
+        if not self.sentences and not self.synonyms:
+            raise RecipeError("wordings without sentences and synonyms would change nothing; name some")
+        if self.synonyms and not wanted:
+            raise RecipeError(f"synonyms are for the words at {{{TARGET}}}, which '{self.instruction}' does not have")
+        if not 0 <= self.plain < 1:
+            raise RecipeError(f"plain is {self.plain:g}, must lie in [0, 1)")
+
+
+@dataclass(frozen=True)
 class RolloutsRecipe(SeededEpisodes):
     """Episodes in closed loop during training, which measure the success rate.
 
@@ -222,6 +255,7 @@ class FinetuneRecipe:
         tensorboard: also write the lines of metrics.jsonl for TensorBoard, to OUT/tensorboard.
         wandb: also send them to this project of Weights & Biases; its package is installed separately.
         questions: question-answer data that are trained together with the robot's.
+        wordings: other sentences for the data's instructions, so that the policy knows more than these.
         rollouts: episodes in a world during training.
     """
 
@@ -256,6 +290,7 @@ class FinetuneRecipe:
     tensorboard: bool = False
     wandb: str | None = None
     questions: QuestionsRecipe | None = None
+    wordings: tuple[WordingsRecipe, ...] = ()
     rollouts: RolloutsRecipe | None = None
 
     @property

@@ -38,6 +38,13 @@ class PeerImageRecipe:
         if self.size_px is not None and not 16 <= self.size_px <= 1024:
             raise RecipeError(f"'{self.key}': size_px {self.size_px} is outside 16 to 1024")
 
+    @property
+    def preparation(self) -> str:
+        """What becomes of the camera's frame, in words."""
+        done = [f"turned by {self.turn_deg} degrees"] * bool(self.turn_deg) + ["mirrored"] * self.mirror
+        done += [f"fitted into {self.size_px} px with black bars"] if self.size_px else []
+        return ", ".join(done) or "as the world shows it"
+
 
 MAX_FACTOR = 1e6
 """Largest factor between two units of an arm."""

@@ -99,6 +99,14 @@ class PolicyRecipe:
         if self.rows is not None and self.rows < 1:
             raise RecipeError(f"rows must be at least 1, got {self.rows}")
 
+    @property
+    def preparation(self) -> str:
+        """What becomes of the world's frames before the policy sees them, in words; empty if the recipe does not say.
+
+        It is a part of a benchmark's protocol that the policy brings along.
+        """
+        return ""
+
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsRecipe(PolicyRecipe):
@@ -120,6 +128,10 @@ class WeightsRecipe(PolicyRecipe):
         super().__post_init__()
         if problem := device_problem(self.device):
             raise RecipeError(problem)
+
+    @property
+    def preparation(self) -> str:
+        return "mirrored" if self.mirror else "as the world shows them"
 
     @property
     def camera_names(self) -> tuple[str, ...]:
@@ -144,6 +156,11 @@ class CheckpointRecipe(WeightsRecipe):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     image_preprocessing: Literal["none", "rlds", "rlds_crop"] = "none"
 
+    @property
+    def preparation(self) -> str:
+        words = {"none": "", "rlds": "JPEG and back", "rlds_crop": "JPEG and back, the middle 0.9 of the area"}
+        return ", ".join(filter(None, (super().preparation, words[self.image_preprocessing])))
+
 
 @dataclass(frozen=True, kw_only=True)
 class FamilyRecipe(CheckpointRecipe):
@@ -155,17 +172,22 @@ class FamilyRecipe(CheckpointRecipe):
         quantise: "fp8", "int8" or "int4" quantises matrices: a quarter or an eighth of fp32's memory, and some tokens
             differ. int8 and int4 need the extra [quantise]; fp8 is for GPUs of compute capability 8.9 or more, and
             rounds activations too.
+        fuse: true joins the work between matrix products into one kernel each, which the compiler of `compiled` makes
+            for all shapes of batches; without the key, it is done on a GPU of CUDA with triton.
         flow: how a flow-matching head answers; only for a folder that has one.
     """
 
     compiled: bool = False
     quantise: Literal["fp8", "int8", "int4"] | None = None
+    fuse: bool | None = None
     flow: FlowRecipe | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.quantise and self.compiled:
             raise RecipeError("quantise and compiled = true exclude each other; leave one of them out")
+        if self.fuse and self.compiled:
+            raise RecipeError("compiled = true fuses everything; leave fuse out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,20 +199,9 @@ class VLARecipe(FamilyRecipe):
 
 @dataclass(frozen=True, kw_only=True)
 class OpenVLARecipe(FamilyRecipe):
-    """Loads a checkpoint folder of OpenVLA.
-
-    Attributes:
-        fuse: true joins the work between matrix products into one kernel each, which the compiler of `compiled` makes
-            for all shapes of batches; without the key, it is done on a GPU of CUDA with triton.
-    """
+    """Loads a checkpoint folder of OpenVLA."""
 
     kind: Literal["openvla"] = "openvla"
-    fuse: bool | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.fuse and self.compiled:
-            raise RecipeError("compiled = true fuses everything; leave fuse out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -370,6 +381,10 @@ class _PeerPolicyRecipe(PolicyRecipe):
             object.__setattr__(self, "rows", self.peer.rows)
             object.__setattr__(self, "peer", replace(self.peer, rows=None))
         super().__post_init__()
+
+    @property
+    def preparation(self) -> str:
+        return "; ".join(f"{image.camera} {image.preparation}" for image in self.peer.images)
 
 
 @dataclass(frozen=True, kw_only=True)

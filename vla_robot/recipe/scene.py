@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from string import Formatter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from vla_robot.core.errors import RecipeError
+from vla_robot.core.language.placeholders import TARGET, placeholders
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,13 @@ class LanguageRecipe:
     Attributes:
         paraphrases: the instruction in other words, with {target} where the instruction has it.
         targets: values of {target}; with them an instruction can name a wrong object.
+        synonyms: value of {target} -> other words for it, for paraphrases that do not even name the object by its word.
         neutral: sentence used for "no instruction", since a policy refuses an empty one.
     """
 
     paraphrases: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
+    synonyms: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     neutral: str = "do something"
 
     def __post_init__(self) -> None:
@@ -111,26 +114,17 @@ class LanguageRecipe:
             raise RecipeError(f"language.targets must be different words, two or more, not {list(self.targets)}")
         if not self.neutral.strip():
             raise RecipeError("language.neutral is empty, which policies refuse; leave it out, or say 'do something'")
+        if self.synonyms and (set(self.synonyms) != set(self.targets) or not all(self.synonyms.values())):
+            raise RecipeError(f"language.synonyms must have other words for each of the targets {list(self.targets)}")
 
     def require_fit(self, instruction: str) -> None:
         """Raise RecipeError unless these variants fit the instruction."""
-        placeholders = _placeholders(instruction)
-        if self.targets and placeholders != {TARGET}:
+        wanted = placeholders(instruction)
+        if self.targets and wanted != {TARGET}:
             raise RecipeError(f"language.targets needs {{{TARGET}}} in the instruction, which is '{instruction}'")
         for paraphrase in self.paraphrases:
-            if paraphrase == instruction or _placeholders(paraphrase) != placeholders:
+            if paraphrase == instruction or placeholders(paraphrase) != wanted:
                 raise RecipeError(
                     f"language.paraphrases: '{paraphrase}' must say '{instruction}' in other words, "
                     f"with the same words in braces"
                 )
-
-
-TARGET = "target"
-"""Placeholder in the instruction of a task that draws its object for each episode."""
-
-
-def _placeholders(text: str) -> set[str]:
-    try:
-        return {name for _, name, _, _ in Formatter().parse(text) if name is not None}
-    except ValueError as error:  # a lone brace
-        raise RecipeError(f"'{text}': {error}") from error

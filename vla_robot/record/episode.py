@@ -70,6 +70,7 @@ class EpisodeStep:
         policy_action: (D,) the policy's action in the person's place, where it was asked.
         wanted: (D,) the driver's action, before the guard of the control loop cut it to `commanded`; None when
             no action was due, and in older logs, which lack it.
+        entropy: how unsure the policy was of the answer that the action is from [nats], see `ActionChunk.entropy`.
     """
 
     observation: Observation
@@ -83,6 +84,7 @@ class EpisodeStep:
     held: bool = False
     policy_action: Vector | None = None
     wanted: Vector | None = None
+    entropy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -356,6 +358,7 @@ def step_record(step: EpisodeStep) -> dict[str, Any]:
         "held": step.held,
         "policy_action": _numbers(step.policy_action),
         "wanted": _numbers(step.wanted),
+        **({} if step.entropy is None else {"entropy": step.entropy}),
     }
 
 
@@ -389,6 +392,7 @@ def _step(record: Mapping[str, Any], instruction: str) -> EpisodeStep:
         clamps=tuple(Clamp(**clamp) for clamp in record["clamps"]),
         stages_ms=record["stages_ms"],
         wanted=_vector(record.get("wanted")),
+        entropy=None if (nats := record.get("entropy")) is None else float(nats),
         **_drivers(record),
     )
 

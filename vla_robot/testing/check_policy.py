@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.messages import ActionChunk, Observation
-from vla_robot.core.ports import Policy
+from vla_robot.core.ports import Policy, PreparesAhead
 from vla_robot.testing.contract import Contract, Sentence, content
 from vla_robot.testing.embodiments import toy_observation
 
@@ -31,6 +31,10 @@ CONTRACT = Contract(
             "Convert with np.asarray(..., np.float64), undo the normalisation, and raise PolicyError where no valid "
             "action exists.",
         ),
+        "tells_entropy": Sentence(
+            "entropy is None, or the mean entropy of the answer's tokens: finite and not negative.",
+            "Leave it out if the policy does not answer in tokens: it is compared with thresholds in nats.",
+        ),
         "leaves_seen": Sentence("act does not change its observations.", "Copy an array before writing into it."),
         "keeps": Sentence("A chunk does not change after it was given.", "Give each chunk an array of its own."),
         "forgets": Sentence(
@@ -40,6 +44,10 @@ CONTRACT = Contract(
         "rows_apart": Sentence(
             "Rows of a batch do not influence each other: an observation gets the answer that it gets alone.",
             "Keep reductions and normalisations inside of one row, and mask the padding.",
+        ),
+        "prepares": Sentence(
+            "An observation that the policy prepared gets the answer of the plain one, beside plain ones too.",
+            "Keep everything in it that act reads, stamp_ns and step included.",
         ),
     },
 )
@@ -81,14 +89,42 @@ def check_policy(
         answers += _ask(policy, embodiment, [observation])
         kept.append(answers[-1].actions.copy())
     CONTRACT.require([content(o) for o in asked] == before, "leaves_seen", "an array of an observation changed")
-    policy.reset(seed)
-    for actions, observation in zip(kept, asked, strict=True):
-        again = _ask(policy, embodiment, [observation])[0].actions
-        CONTRACT.require(_near(again, actions, tolerance), "forgets", f"another answer at step {observation.step}")
+    _check_again(policy, embodiment, asked, kept, seed, tolerance)
     same = all(np.array_equal(chunk.actions, actions) for chunk, actions in zip(answers, kept, strict=True))
     CONTRACT.require(same, "keeps", "actions changed when the policy was asked again")
     if batched:
         _check_rows(policy, embodiment, asked, kept, seed, tolerance)
+    if isinstance(policy, PreparesAhead):
+        _check_prepared(policy, embodiment, asked, kept, tolerance)
+
+
+def _check_again(
+    policy: Policy,
+    embodiment: Embodiment,
+    asked: Sequence[Observation],
+    kept: Sequence[NDArray[np.float64]],
+    seed: int,
+    tolerance: float,
+) -> None:
+    policy.reset(seed)
+    for actions, observation in zip(kept, asked, strict=True):
+        again = _ask(policy, embodiment, [observation])[0].actions
+        CONTRACT.require(_near(again, actions, tolerance), "forgets", f"another answer at step {observation.step}")
+
+
+def _check_prepared(
+    policy: PreparesAhead,
+    embodiment: Embodiment,
+    asked: Sequence[Observation],
+    kept: Sequence[NDArray[np.float64]],
+    tolerance: float,
+) -> None:
+    """Ask with all observations prepared, then with the first one alone."""
+    assert isinstance(policy, Policy)
+    ready = [policy.prepare(observation) for observation in asked]
+    for rows in (ready, [ready[0], *asked[1:]]):
+        for row, (chunk, own) in enumerate(zip(_ask(policy, embodiment, rows), kept, strict=True)):
+            CONTRACT.require(_near(chunk.actions, own, tolerance), "prepares", f"row {row} got another answer")
 
 
 def _check_rows(
@@ -116,6 +152,8 @@ def _ask(policy: Policy, embodiment: Embodiment, observations: Sequence[Observat
         wanted = (observation.stamp_ns, observation.step)
         CONTRACT.require(cause == wanted, "names_cause", f"stamp and step {cause}, not {wanted}")
         _check_actions(chunk.actions, len(embodiment.action))
+        nats = chunk.entropy
+        CONTRACT.require(nats is None or 0 <= nats < np.inf, "tells_entropy", f"{nats}")
     return chunks
 
 

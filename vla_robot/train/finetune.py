@@ -4,6 +4,7 @@ OUT/recipe.toml      the recipe of the run
 OUT/start/           the policy before training
 OUT/resume/          the checkpoint that an interrupted run resumes from
 OUT/metrics.jsonl    one line per measurement
+OUT/spent.jsonl      seconds of training, a line for each checkpoint
 OUT/tensorboard/     the same for TensorBoard, if the recipe asks for it
 OUT/rollout/         the policy that was last evaluated in closed loop, if the recipe asks for it
 OUT/final/           the trained policy, a folder for `vla run --policy`
@@ -23,6 +24,7 @@ import torch
 from vla_robot.core.errors import RecipeError
 from vla_robot.core.host.claim import Claim
 from vla_robot.core.host.durable import write_whole
+from vla_robot.policy.device import choose_attention
 from vla_robot.policy.families import family_of
 from vla_robot.policy.vla.family import Family
 from vla_robot.policy.vla.heads.sizes import FLOW
@@ -30,15 +32,17 @@ from vla_robot.policy.vla.model import AnyVLAModel
 from vla_robot.recipe import dump
 from vla_robot.recipe.finetune import FinetuneRecipe
 from vla_robot.recipe.policy import OpenVLAOFTRecipe
-from vla_robot.train.checkpoint import learning, replacing, writing
-from vla_robot.train.lora import adapt, freeze_in_bf16, merged
+from vla_robot.train.checkpoint import replacing, writing
+from vla_robot.train.lora import adapt, freeze_in_bf16, is_plain, merged
 from vla_robot.train.metrics import require_trackers
 from vla_robot.train.parallel.activation_checkpointing import checkpoint_activations
 from vla_robot.train.parallel.ddp import Ranks
-from vla_robot.train.parallel.fsdp import collected, shard
+from vla_robot.train.parallel.fsdp import shard
 from vla_robot.train.parallel.memory_plan import MemoryPlan, plan_memory, require_room
+from vla_robot.train.parallel.plan_ahead import plan_ahead
 from vla_robot.train.prepare import Prepared, fingerprint_of, prepare
 from vla_robot.train.sparse_last_layer import only_what_is_read
+from vla_robot.train.spent import write_trainings
 from vla_robot.train.trainer import OnProgress, Progress, Trainer
 
 __all__ = ["OnProgress", "Progress", "RollOut", "Trained", "finetune", "open_run"]
@@ -125,11 +129,16 @@ def open_run(
     on_plan: Callable[[MemoryPlan | str], None] = lambda plan: None,
 ) -> tuple[Trainer, Prepared]:
     """Prepare a run and resume it if it has a checkpoint. Raises as `finetune`."""
-    with ranks.one_first():
-        prepared = prepare(recipe, out, ranks, on_progress)
+    prepared = prepare(recipe, out, ranks, on_progress)
     for note in prepared.notes if ranks.first else ():
         on_plan(note)
-    model = _on_device(adapt(prepared.model, recipe), recipe, ranks, ranks.device(recipe.device), on_plan)
+    device = ranks.device(recipe.device)
+    choose_attention(device)
+    model = adapt(prepared.model, recipe)
+    if recipe.shard and ranks.count > 1:
+        model = _shared(model, recipe, ranks, device, on_plan, prepared.start)
+    else:
+        model = _on_device(model, recipe, ranks, device, on_plan)
     trainer = Trainer(recipe, out, model, prepared.data, ranks, prepared.questions)
     with ranks.one_first():
         trainer.resume(fingerprint_of(recipe, prepared))
@@ -153,27 +162,47 @@ def _on_device(
     device: torch.device,
     on_plan: Callable[[MemoryPlan | str], None],
 ) -> AnyVLAModel:
-    """Put the model, or this rank's part of it, on the device. The first rank reports the memory plan.
+    """Put the model on the device. The first rank reports the memory plan.
 
     Raises:
         RecipeError: what is known before the model moves already needs more than the device has.
     """
-    is_shared = recipe.shard and ranks.count > 1
-    if is_shared and model.config.head is not None and model.config.head.kind == FLOW:
-        # Gradients come back through keys and values, of which FSDP's hooks on the layers' outputs know nothing.
-        raise RecipeError('a flow-matching head is not trained with "shard": leave it out, so that each GPU has all.')
-    if not is_shared:
-        if recipe.bf16:
-            freeze_in_bf16(model)
-        require_room(model, device)
-        model = model.to(device)
+    if recipe.bf16:
+        freeze_in_bf16(model)
+    require_room(model, device)
+    model = model.to(device)
     only_what_is_read(model)
     if ranks.first:
-        on_plan(plan_memory(model, recipe, device, ranks.count if is_shared else 1))
+        on_plan(plan_memory(model, recipe, device))
     if recipe.activation_checkpointing:
         checkpoint_activations(model)
-    if is_shared:
-        shard(model, device, ranks.count)
+    return model
+
+
+def _shared(
+    model: AnyVLAModel,
+    recipe: FinetuneRecipe,
+    ranks: Ranks,
+    device: torch.device,
+    on_plan: Callable[[MemoryPlan | str], None],
+    start: Path,
+) -> AnyVLAModel:
+    """Read this rank's part of the model to the device. The first rank reports the memory plan.
+
+    Raises:
+        RecipeError: the model's head is not trained so.
+        CheckpointError: the start policy is damaged.
+    """
+    if model.config.head is not None and model.config.head.kind == FLOW:
+        # Gradients come back through keys and values, of which FSDP's hooks on the layers' outputs know nothing.
+        raise RecipeError('a flow-matching head is not trained with "shard": leave it out, so that each GPU has all.')
+    family = family_of(start)
+    if ranks.first:
+        on_plan(plan_ahead(family.on_meta(start), recipe, device, ranks.count))
+    only_what_is_read(model)
+    if recipe.activation_checkpointing:
+        checkpoint_activations(model)
+    shard(model, device, ranks.count, family.rows(start))
     return model
 
 
@@ -206,15 +235,19 @@ def save_policy(trainer: Trainer, prepared: Prepared, folder: Path, ranks: Ranks
     """
     start, family = prepared.start, family_of(prepared.start)
     with trainer.averaged():
-        learned = collected(learning(trainer.model).items(), keep=ranks.first)
+        tensors = None if is_plain(trainer.model) else merged(trainer.model, family.rows(start), keep=ranks.first)
         if not ranks.first:
+            list(tensors or ())  # takes part in the gathering, and gets nothing
             return
-        plain = merged(trainer.model, start, learned)
         with replacing(folder, trainer.out) as partial:
-            family.save_model(plain, partial, start)
+            if tensors is None:
+                family.save_model(trainer.model, partial, start)
+            else:
+                family.save_in_turn(start, partial, tensors)
             for name in SIDE_FILES:
                 if (start / name).is_file():
                     shutil.copyfile(start / name, partial / name)
+            write_trainings(partial, start, trainer.recipe, trainer.step, ranks.count, trainer.spent.total())
             if prepared.drives_by:
                 (partial / "recipe.toml").write_text(_drives(family, partial, prepared.drives_by), encoding="utf-8")
 

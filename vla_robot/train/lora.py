@@ -9,20 +9,18 @@ Gaussian initialisation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vla_robot.core.errors import CheckpointError
-from vla_robot.policy.families import family_of
 from vla_robot.policy.vla.heads.build import PART
 from vla_robot.policy.vla.model import AnyVLAModel
+from vla_robot.policy.vla.safetensors_files import Rows
 from vla_robot.recipe.finetune import FinetuneRecipe
 from vla_robot.train.checkpoint import learning
-from vla_robot.train.parallel.fsdp import is_sharded
+from vla_robot.train.parallel.fsdp import is_sharded, plain_name, whole
 
 ADAPTER = "default"
 
@@ -42,11 +40,29 @@ def adapt[M: AnyVLAModel](model: M, recipe: FinetuneRecipe) -> M:
             r=recipe.lora_rank, lora_alpha=alpha, target_modules=targets, init_lora_weights="gaussian", lora_dropout=0.0
         )
         inject_adapter_in_model(config, model, ADAPTER)
+        if model.weight.is_meta:
+            _begin_adapters(model, recipe)
         prefixes = ()
     for name, parameter in model.named_parameters():
         if name.startswith((*prefixes, *whole)):
             parameter.requires_grad_(True)
     return model
+
+
+def _begin_adapters(model: AnyVLAModel, recipe: FinetuneRecipe) -> None:
+    """Make the adapters of a model without weights in main memory, with the numbers that those of one with weights get.
+
+    They are new, so that no file has them, and small.
+    """
+    from peft.tuners.lora import Linear
+
+    torch.manual_seed(recipe.seed)
+    for layer in model.modules():
+        if isinstance(layer, Linear):
+            base: Any = layer.get_base_layer()
+            layer.lora_A[ADAPTER] = nn.Linear(base.in_features, recipe.lora_rank, bias=False)
+            layer.lora_B[ADAPTER] = nn.Linear(recipe.lora_rank, base.out_features, bias=False)
+            layer.reset_lora_parameters(ADAPTER, "gaussian")
 
 
 def freeze_in_bf16(model: AnyVLAModel) -> None:
@@ -63,40 +79,44 @@ def freeze_in_bf16(model: AnyVLAModel) -> None:
                     parameter.data = parameter.data.to(torch.bfloat16)
 
 
-@torch.no_grad()
-def merged(model: AnyVLAModel, start: Path, learned: Mapping[str, Tensor] | None = None) -> AnyVLAModel:
-    """Return the whole model without adapters, in fp32: itself, or the start's with the trained weights merged in.
+def is_plain(model: AnyVLAModel) -> bool:
+    """Return whether a model is whole, in fp32 and without adapters, so that it can be saved as it is."""
+    names = (name for name, _ in model.named_parameters())
+    return (
+        not is_sharded(model.parameters())
+        and all(p.dtype is torch.float32 for p in model.parameters())
+        and not any("lora_" in name for name in names)
+    )
 
-    The start's weights are read into main memory, so that the training's device need not hold the model twice.
+
+@torch.no_grad()
+def merged(model: AnyVLAModel, stored: Mapping[str, Rows], keep: bool = True) -> Iterator[tuple[str, Tensor]]:
+    """Yield each tensor of the start policy's files as it is after training, whole and in main memory, one at a time.
+
+    Adapters are merged into the weights of the files, so that the training's device need not hold the model in fp32.
 
     Args:
-        model: the model that `adapt` returned.
-        start: folder of the policy before training.
-        learned: its trained weights, unsharded; required for a sharded model, by default read from `model`.
-
-    Raises:
-        CheckpointError: the start policy is damaged.
+        model: the model that `adapt` returned. If it is sharded, every rank must take all that this yields.
+        stored: reads the start's tensors; see `Family.rows`.
+        keep: False at a rank that takes part in the gathering but gets no tensors.
     """
-    learned = learned or dict(learning(model))
-    is_whole = not is_sharded(model.parameters()) and all(p.dtype is torch.float32 for p in model.parameters())
-    if is_whole and not any("lora_" in name for name in learned):
-        return model
-    plain = family_of(start).load_model(start, torch.float32, torch.device("cpu"))
-    for name, tensor in learned.items():
-        before, adapter, _ = name.partition(f".lora_B.{ADAPTER}")
-        if adapter:
-            delta = tensor @ learned[f"{before}.lora_A.{ADAPTER}.weight"]
-            _linear(plain, before, start).weight.add_((delta * _scaling(model, before)).cpu())
-        elif "lora_" not in name:
-            plain.get_parameter(name).copy_(tensor)
-    return plain
+    learned = learning(model)
+    shapes = {plain_name(name): t.shape for name, t in (*model.named_parameters(), *model.named_buffers())}
+    for name, rows in stored.items():
+        module = name.removesuffix(".weight")
+        A, B = (learned.get(f"{module}.lora_{half}.{ADAPTER}.weight") for half in "AB")
+        found = [whole(tensor) for tensor in (learned.get(name), A, B) if tensor is not None]
+        if not keep:
+            continue
+        if A is None or B is None:
+            yield name, found[0].cpu() if found else _all(rows, shapes[name])
+        else:
+            delta = (found[1] @ found[0]) * _scaling(model, module)
+            yield name, _all(rows, shapes[name]).float() + delta.cpu()
 
 
-def _linear(plain: AnyVLAModel, name: str, start: Path) -> nn.Linear:
-    linear = plain.get_submodule(name)
-    if not isinstance(linear, nn.Linear):
-        raise CheckpointError(f"'{name}' of {start} is not a linear layer, so its adapter cannot be merged.")
-    return linear
+def _all(rows: Rows, shape: Sequence[int]) -> Tensor:
+    return rows(0, shape[0] if shape else 1)
 
 
 def _scaling(model: AnyVLAModel, name: str) -> float:

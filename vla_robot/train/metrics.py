@@ -33,6 +33,34 @@ Line = Mapping[str, float]
 """One measurement: "step", and the metrics after it."""
 
 
+def add_line(out: Path, name: str, line: Line) -> None:
+    """Append a measurement to a file of a run's folder.
+
+    Raises:
+        DataError: writing failed.
+    """
+    path = out / name
+    with writing(str(path), out):
+        append_line(path, json.dumps(line))
+
+
+def forget_after(out: Path, name: str, step: int) -> list[dict[str, float]]:
+    """Delete a file's lines after `step` and half a line at the end, and return the others; 0 deletes all.
+
+    Raises:
+        DataError: writing failed.
+    """
+    path = out / name
+    if not path.exists():
+        return []
+    texts = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = [json.loads(text) for text in texts if step and text.endswith("\n")]
+    kept = [line for line in lines if line["step"] <= step]
+    with writing(str(path), out):
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+    return kept
+
+
 class Tracker(Protocol):
     """Receives every line of metrics."""
 
@@ -60,7 +88,7 @@ class Metrics:
 
     def go_on_from(self, step: int) -> None:
         """Delete the lines after `step`, and give the trackers the others."""
-        lines = self._forget_after(step)
+        lines = forget_after(self._out, METRICS, step)
         if self._recipe.tensorboard:
             self._trackers.append(_TensorBoard(self._out / TENSORBOARD, lines))
         if self._recipe.wandb:
@@ -73,9 +101,7 @@ class Metrics:
             DataError: writing failed.
         """
         line = {"step": step, **metrics}
-        path = self._out / METRICS
-        with writing(str(path), self._out):
-            append_line(path, json.dumps(line))
+        add_line(self._out, METRICS, line)
         for tracker in self._trackers:
             tracker.log(line)
 
@@ -84,18 +110,6 @@ class Metrics:
         for tracker in self._trackers:
             tracker.close()
         self._trackers.clear()
-
-    def _forget_after(self, step: int) -> list[dict[str, float]]:
-        """Delete the lines after `step` and half a line at the end, and return the others; 0 deletes all."""
-        path = self._out / METRICS
-        if not path.exists():
-            return []
-        texts = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        lines = [json.loads(text) for text in texts if step and text.endswith("\n")]
-        kept = [line for line in lines if line["step"] <= step]
-        with writing(str(path), self._out):
-            write_whole(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        return kept
 
 
 def require_trackers(recipe: FinetuneRecipe) -> None:

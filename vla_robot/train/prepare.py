@@ -34,6 +34,7 @@ from vla_robot.recipe.finetune import (
 )
 from vla_robot.train.batches.data import TrainingData, data_of_demos, data_of_mixture, open_recipe_mixture
 from vla_robot.train.batches.questions import QuestionData
+from vla_robot.train.batches.wordings import every_wording
 from vla_robot.train.checkpoint import replacing
 from vla_robot.train.contrastive.tower import take_over
 from vla_robot.train.parallel.ddp import Ranks
@@ -46,6 +47,7 @@ SINCE: Mapping[str, Any] = {
     "head": None,
     "resolution": None,
     "vision_warmup_steps": 0,
+    "wordings": (),
 }
 SINCE_IN_ARCHITECTURE: Mapping[str, Any] = {"family": "openvla", "locations": False, "tower": None}
 SINCE_IN_QUESTIONS: Mapping[str, Any] = {"box_smoothing": 0.0, "in_vocabulary": False}
@@ -105,13 +107,15 @@ def prepare(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: OnProg
 
 
 def _place(recipe: FinetuneRecipe, ranks: Ranks) -> torch.device:
-    """Return where a rank loads the model: nowhere, if the first rank will send it its rows."""
-    return torch.device("meta" if recipe.shard and not ranks.first else "cpu")
+    """Return where a rank loads the model: nowhere, if it will read its own rows."""
+    return torch.device("meta" if recipe.shard and ranks.count > 1 else "cpu")
 
 
 def _from_demos(recipe: DemosFinetuneRecipe, out: Path, ranks: Ranks, on_progress: OnProgress) -> Prepared:
-    demos = _open(recipe)
-    start = _start_at(out, lambda folder: _write_start(recipe, demos, folder))
+    with ranks.one_first():
+        demos = _open(recipe)
+        start = _start_at(out, lambda folder: _write_start(recipe, demos, folder))
+    # Every rank decodes the frames at the same time; none of this writes.
     policy = family_of(start).load(start, "float32", _place(recipe, ranks), recipe.dataset_name, trainable=True)
 
     def decoding(done: int, total: int) -> None:
@@ -128,12 +132,13 @@ def _from_mixture(recipe: MixtureFinetuneRecipe, out: Path, ranks: Ranks, on_pro
 
     folder = recipe.policy
     chunk = recipe.chunk or family_of(folder).read(folder).config.chunk
-    mixture = open_recipe_mixture(recipe, "train", indexing, chunk)
-    # The mixture's statistics take the place of those of the same name, as in the reference.
-    start = _start_at(out, lambda start: _copy_policy(folder, start, mixture.statistics, recipe.chunk))
-    key = next(iter(mixture.statistics))
-    policy = family_of(start).load(start, "float32", _place(recipe, ranks), key, trainable=True)
-    data = data_of_mixture(recipe, mixture, policy, ranks, indexing)
+    with ranks.one_first():  # the first one writes the tables of steps and the start policy
+        mixture = open_recipe_mixture(recipe, "train", indexing, chunk)
+        # The mixture's statistics take the place of those of the same name, as in the reference.
+        start = _start_at(out, lambda start: _copy_policy(folder, start, mixture.statistics, recipe.chunk))
+        key = next(iter(mixture.statistics))
+        policy = family_of(start).load(start, "float32", _place(recipe, ranks), key, trainable=True)
+        data = data_of_mixture(recipe, mixture, policy, ranks, indexing)
     only = key if len(mixture.statistics) == 1 else None
     notes = tuple(f"{dataset.name}: {note}" for dataset in mixture.datasets for note in dataset.notes)
     return Prepared(start, key, policy.model, data, _questions(recipe, policy, ranks), drives_by=only, notes=notes)
@@ -185,7 +190,7 @@ def _write_policy(recipe: DemosFinetuneRecipe, demos: Demos, folder: Path) -> No
     statistics = dataset_statistics(recipe.dataset_name, demos.actions, demos.states, len(demos.episodes))
     if recipe.policy is None:
         new = recipe.architecture
-        texts = [*demos.texts, *_question_texts(recipe)]
+        texts = [*demos.texts, *every_wording(recipe.wordings, demos.texts), *_question_texts(recipe)]
         family_named(new.family).create(
             folder,
             new,

@@ -23,8 +23,10 @@ from vla_robot.train.batches.frames import Batch
 from vla_robot.train.batches.questions import QuestionData
 from vla_robot.train.checkpoint import Average, learning
 from vla_robot.train.metrics import Metrics
+from vla_robot.train.mixed_precision import mixed_precision
 from vla_robot.train.parallel.ddp import Ranks
 from vla_robot.train.parallel.fsdp import is_sharded, local, whole
+from vla_robot.train.spent import Spent
 
 METRICS_EVERY = 50
 """Steps between lines of metrics.jsonl."""
@@ -121,6 +123,7 @@ class Trainer:
         self._device = next(model.parameters()).device
         self._optimizer = torch.optim.AdamW(_groups(model, recipe), lr=recipe.learning_rate, fused=True)
         self._metrics = Metrics(recipe, out)
+        self.spent = Spent(out)
         self._fingerprint = ""
 
     def resume(self, fingerprint: str) -> None:
@@ -134,6 +137,7 @@ class Trainer:
             self.step = checkpoint.load(self.out, self.model, self.average, self._optimizer, fingerprint)
         if self._ranks.first:
             self._metrics.go_on_from(self.step)
+            self.spent.go_on_from(self.step)
 
     def set_rollouts(self, every: int, measure: Callable[[Trainer], float | None]) -> None:
         """Measure the success rate before the first step, then every `every` steps and after the last one."""
@@ -209,6 +213,8 @@ class Trainer:
         return metrics
 
     def _save(self) -> None:
+        if self._ranks.first:
+            self.spent.add(self.step)  # first: a line without its checkpoint is deleted when the run resumes
         tensors = checkpoint.tensors(self.model, self.average, self._optimizer)
         if is_sharded(tensors.values()):
             checkpoint.save_shared(self.out, tensors, self.step, self._fingerprint, self._ranks)
@@ -269,13 +275,13 @@ class Trainer:
         self, batch: Batch, smoothing: float, parallel: DistributedDataParallel | None = None
     ) -> TrainingOutput:
         b = batch.to(self._device)
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.recipe.bf16):
+        with mixed_precision(self._device, self.recipe.bf16):
             answers = (smoothing, b.actions, b.seeds)
             return (parallel or self.model)(b.pixels, b.input_ids, b.labels, b.state, *answers)
 
     def _answers_match(self, batch: Batch) -> Tensor:
         b = batch.to(self._device)
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.recipe.bf16):
+        with mixed_precision(self._device, self.recipe.bf16):
             return self.model.answers_match(b.pixels, b.input_ids, b.labels, b.state)
 
     def _of_all_ranks(self, outputs: Mapping[str, Tensor], norm: Tensor) -> dict[str, float]:

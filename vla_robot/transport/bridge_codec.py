@@ -10,7 +10,13 @@ import numpy as np
 
 from vla_robot.core.errors import TransportError, unknown
 from vla_robot.core.robot import Mode, Tick, TimeLimits
-from vla_robot.transport.codec import MessageReader, pack_observation, pack_step_result, unpack_step_result
+from vla_robot.transport.codec import (
+    MessageReader,
+    entropy_in,
+    pack_observation,
+    pack_step_result,
+    unpack_step_result,
+)
 
 BRIDGE_PROTOCOL = 2
 """Version of requests and answers between a controller and a bridge; the wire format has a version of its own."""
@@ -38,6 +44,7 @@ def pack_tick(tick: Tick, jpeg_quality: Mapping[str, int], returned_ns: int) -> 
         "dropped_rows": tick.dropped_rows,
         "returned_ns": returned_ns,
         **({"intervention": True} if tick.intervention else {}),
+        **({} if tick.entropy is None else {"entropy": tick.entropy}),
     }
 
 
@@ -72,4 +79,5 @@ def unpack_tick(reader: MessageReader) -> Tick:
         cause_step=reader.integer("cause_step"),
         wanted=reader.array_or_none("wanted", np.float64, ndim=1),
         intervention="intervention" in reader.names() and reader.flag("intervention"),
+        entropy=entropy_in(reader),
     )

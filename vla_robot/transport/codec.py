@@ -58,6 +58,9 @@ MAX_ERROR_CHARS = 8000
 MAX_STAGES, MAX_STAGE_MS = 32, 1e7
 """Most stages of a chunk, and the longest time of one [ms], about three hours."""
 
+MAX_ENTROPY = 100.0
+"""Largest entropy of a token [nats]; a vocabulary of 2**32 rows has at most 22."""
+
 SHOWN_FIELDS, SHOWN_CHARS = 20, 40
 """Most of a peer's field names, and of a name's characters, that error messages show."""
 
@@ -228,14 +231,14 @@ def unpack_step_result(reader: MessageReader) -> StepResult:
 
 
 def pack_action_chunk(chunk: ActionChunk) -> dict[str, Any]:
-    """Convert a chunk to plain data and arrays. Flags are sent only if set, so that older peers can read the others."""
+    """Convert a chunk to plain data and arrays. What is not set is not sent, so that older peers can read the rest."""
     return {
         "actions": chunk.actions,
         "stamp_ns": chunk.stamp_ns,
         "step": chunk.step,
         "stages_ms": dict(chunk.stages_ms),
         **{mark: True for mark in ("intervention", "conditioned") if getattr(chunk, mark)},
-        **({} if chunk.rows is None else {"rows": chunk.rows}),
+        **{name: number for name in ("entropy", "rows") if (number := getattr(chunk, name)) is not None},
     }
 
 
@@ -248,6 +251,7 @@ def unpack_action_chunk(reader: MessageReader) -> ActionChunk:
         stages_ms=_stages_ms(reader.table("stages_ms")),
         intervention="intervention" in reader.names() and reader.flag("intervention"),
         conditioned="conditioned" in reader.names() and reader.flag("conditioned"),
+        entropy=entropy_in(reader),
         rows=_rows(reader, len(actions)) if "rows" in reader.names() else None,
     )
 
@@ -257,6 +261,11 @@ def _rows(reader: MessageReader, most: int) -> int:
     if not 1 <= rows <= most:
         raise TransportError(f"rows {rows} is outside 1 to {most}, the actions of the chunk.")
     return rows
+
+
+def entropy_in(reader: MessageReader) -> float | None:
+    """Return the entropy [nats] that a chunk or tick may have."""
+    return reader.finite("entropy", 0.0, MAX_ENTROPY) if "entropy" in reader.names() else None
 
 
 def _stages_ms(reader: MessageReader) -> dict[str, float]:

@@ -262,11 +262,12 @@ class ClientSocket(Closeable):
         """Queue a message for the server.
 
         Raises:
-            TransportError: too many messages wait for the peer already.
+            TransportError: the server refused this client, or too many messages wait for it already.
         """
         try:
             self._socket.send_multipart(frames, flags=zmq.DONTWAIT, copy=False)
         except zmq.ZMQError as error:
+            self._check_handshakes()  # a connection that was refused takes no message
             raise TransportError(f"cannot send to {self._address}: {error}.") from error
 
     def receive(self, timeout_s: float = SLICE_S) -> list[Buffer] | None:

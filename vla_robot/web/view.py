@@ -253,6 +253,7 @@ class _Link:
             "executed": result.executed,
             "success": result.success,
             "dropped_rows": tick.dropped_rows,
+            "entropy": tick.entropy,
             "clamps": [
                 {"dim": c.dim, "cause": c.cause, "wanted": c.wanted, "allowed": c.allowed} for c in result.clamps
             ],

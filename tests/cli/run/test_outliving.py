@@ -36,6 +36,7 @@ VLA = (sys.executable, "-P", "-m", "vla_robot.cli.main")
 ENTER, CTRL_C, CTRL_D, CTRL_Z, CTRL_BACKSLASH = "\r", "\x03", "\x04", "\x1a", "\x1c"
 
 pytestmark = pytest.mark.sim
+slow = pytest.mark.slow
 
 
 class Shell:
@@ -189,6 +190,18 @@ def test_nothing_that_is_typed_suspends_a_bridge_in_the_background(shell: Shell,
     shell.read_until("ready> ")
 
 
+def test_output_in_the_background_does_not_suspend_a_command_at_any_time(shell: Shell, tmp_path: Path) -> None:
+    says = tmp_path / "says.py"
+    says.write_text(
+        "import os\nfrom vla_robot.core.host.console import steady_output\n"
+        "with steady_output() as out:\n    print(f'said by {os.getpid()}')\n"
+        "    out.settle(60)\n    print('and went on')\n"
+    )
+    shell.type(f"stty tostop; {sys.executable} {says} &\r")
+    shell.read_until(r"said by (\d+)")
+    shell.read_until("and went on")
+
+
 def test_enter_in_the_foreground_is_promised_and_kept(shell: Shell, env: Path) -> None:
     shell.type(f"{' '.join([*VLA, *bridging(env)])}\r")
     address = shell.read_until(r"listening on (tcp://\S+),")[1]
@@ -212,7 +225,9 @@ def test_a_terminal_that_hangs_up_ends_the_bridge_as_sigterm_does(shell: Shell, 
     assert why_it_ended(kept) == "the bridge was ended"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGHUP, *(pytest.param(n, marks=slow) for n in (signal.SIGQUIT, signal.SIGINT))]
+)
 def test_every_signal_that_ends_a_bridge_closes_its_log(
     bridge: Callable[..., tuple[Any, str]], number: signal.Signals, tmp_path: Path
 ) -> None:
@@ -249,7 +264,7 @@ def test_a_pipe_whose_reader_left_does_not_end_the_bridge(
     assert process.wait(DEADLINE_S) == 0
 
 
-@pytest.mark.parametrize("closed", [(0,), (1,), (0, 1, 2)])
+@pytest.mark.parametrize("closed", [pytest.param((0,), marks=slow), pytest.param((1,), marks=slow), (0, 1, 2)])
 def test_closed_standard_streams_do_not_end_the_bridge(
     env: Path, start: Callable[..., subprocess.Popen[str]], closed: Sequence[int], tmp_path: Path
 ) -> None:
@@ -317,8 +332,15 @@ def short(command: Sequence[str], env: Path) -> Sequence[str]:
     return command
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
-@pytest.mark.parametrize("verb", ["run", "eval"])
+@pytest.mark.parametrize(
+    ("verb", "number"),
+    [
+        ("run", signal.SIGHUP),
+        ("eval", signal.SIGTERM),
+        pytest.param("run", signal.SIGTERM, marks=slow),
+        pytest.param("eval", signal.SIGHUP, marks=slow),
+    ],
+)
 def test_a_signal_ends_episodes_with_their_report(
     start: Callable[..., subprocess.Popen[str]], env: Path, tmp_path: Path, verb: str, number: signal.Signals
 ) -> None:

@@ -88,6 +88,14 @@ def test_nothing_to_run_is_explained(checkout: Path, args: RunArgs) -> None:
         (["--env", "mone", "--policy", "mine"], "unknown env 'mone'; did you mean 'mine'?"),
         (["--env", "mine", "--policy", "policies/mnie"], "unknown policy 'mnie'; did you mean 'mine'?"),
         (["--env", "mine", "--policy", "mine", "--episodes", "0"], "episodes is 0; at least 1 is needed"),
+        (
+            ["--env", "mine", "--policy", "mine", "--ask-when-unsure", "2"],
+            "hands over to a person: add --takeover DEVICE",
+        ),
+        (
+            ["--env", "mine", "--policy", "mine", "--takeover", "keyboard", "--ask-when-unsure", "nan"],
+            "--ask-when-unsure is nan; an entropy above 0 nats is needed",
+        ),
         (["--env", "mine", "--policy", "mine", "--seed", "-1"], "seed is -1; it must be 0 or more"),
         (["--env", "mine", "--policy", "mine", "--seed", str(2**63)], "must be at most 9223372036854775807"),
         (["--env", "mine", "--policy", "mine", "--seed", str(2**63 - 1)], "the last one, 9223372036854775811, must"),

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -77,11 +75,10 @@ def test_versions_2_are_read(old: Path) -> None:
 
 
 def test_version_2_1_is_read_as_lerobot_converts_it(old: Path, tmp_path: Path) -> None:
-    new = tmp_path / "new"
-    shutil.copytree(old, new)
-    tool = [sys.executable, "-m", "lerobot.scripts.convert_dataset_v21_to_v30", "--repo-id=new", f"--root={new}"]
-    done = subprocess.run([*tool, "--push-to-hub=false"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    from lerobot.scripts.convert_dataset_v21_to_v30 import convert_dataset
+
+    new = Path(shutil.copytree(old, tmp_path / "new"))
+    convert_dataset("new", root=new, push_to_hub=False)
     ours, theirs = open_source(old), open_source(new)
     assert isinstance(ours, LeRobotSource) and isinstance(theirs, LeRobotSource)
     assert theirs.lerobot_features.keys() == ours.lerobot_features.keys()

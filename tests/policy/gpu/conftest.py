@@ -6,20 +6,24 @@ import warnings
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.gpu.counts import Drive, nano
 from benchmarks.gpu.fake_cuda import FakeCuda
-from vla_robot.policy.families import family_of
+from vla_robot.policy.families import FAMILIES, family_of
 from vla_robot.policy.openvla.policy import OpenVLAPolicy
-from vla_robot.policy.vla.policy import AnyVLAPolicy, VLAPolicy
+from vla_robot.policy.vla.policy import AnyVLAPolicy
 
 from ..vlm.tiny_vlms import create
+
+QUICK = ("paligemma", "qwen3_vl", "gemma4", "smolvlm")
+OTHERS = [
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES if name != "openvla"
+]
+"""Families beside OpenVLA; what the quick ones do not show is in the slow tests of the others."""
 
 
 @pytest.fixture(scope="session")
@@ -63,27 +67,10 @@ def family_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
 
 @pytest.fixture
 def loaded(family_folder: Callable[[str], Path]) -> Callable[[str], AnyVLAPolicy]:
-    """A tiny policy of a family, in main memory."""
+    """A tiny policy of a family, in main memory, whose layers are the library's own."""
 
     def load(name: str) -> AnyVLAPolicy:
         folder = family_folder(name)
-        return family_of(folder).load(folder)
+        return family_of(folder).load(folder, trainable=True)
 
     return load
-
-
-def moved(gpu: FakeCuda, real: AnyVLAPolicy) -> AnyVLAPolicy:
-    """Move a policy to a fake device; its towers give features of the right shape if they read the frames' sizes."""
-    model: Any = gpu.move(real.model)
-    if hasattr(
-        model, "_cell"
-    ):  # the library's code reads the frames' sizes from tensors, and fake ones have no numbers
-        model.perceive = lambda pixels: features(model, pixels)
-    return VLAPolicy(model, real.preprocessor, real.tokenizer, real.statistics, real.embodiment)
-
-
-def features(model: Any, pixels: Tensor) -> Tensor:
-    """Features of the right shape for towers that read the frames' sizes."""
-    tokens = pixels.shape[1] * (pixels.shape[-2] // model._cell) * (pixels.shape[-1] // model._cell)
-    width = model._text.config.hidden_size if model.config.published["model_type"] == "gemma4" else model.width
-    return pixels.new_empty(len(pixels), tokens, width)

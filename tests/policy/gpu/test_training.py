@@ -11,8 +11,8 @@ from unittest import mock
 import pytest
 import torch
 
+from benchmarks.gpu.counts import features
 from benchmarks.gpu.fake_cuda import FakeCuda
-from vla_robot.policy.families import FAMILIES
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.vla.codecs.scores import scores_of
@@ -24,7 +24,7 @@ from vla_robot.train.parallel.ddp import Ranks
 from vla_robot.train.sparse_last_layer import only_what_is_read
 from vla_robot.train.trainer import Trainer
 
-from .conftest import features
+from .conftest import OTHERS
 
 ROWS, LENGTH = 4, 20
 
@@ -81,7 +81,7 @@ def test_a_step_of_the_trainer_reads_its_numbers_once(nano_folder: Path, tmp_pat
     assert gpu.stages["step"].reads == {"train/trainer.py _of_all_ranks": 4}
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "openvla"])
+@pytest.mark.parametrize("name", OTHERS)
 def test_every_familys_labels_are_read_in_main_memory(loaded: Callable[[str], AnyVLAPolicy], name: str) -> None:
     """Towers and language models of the library read what they read; our loss reads nothing."""
     real = loaded(name)

@@ -59,13 +59,13 @@ def serve(served: Callable[[str], PolicySource]) -> Iterator[Callable[[str], tup
     with contextlib.ExitStack() as stack:
 
         def start(kind: str) -> tuple[Batcher, str]:
-            act, embodiment = build_served_policy(served(kind))
-            assert embodiment == ARM
-            batcher, wake, stop = Batcher(act, Line(4, 200_000_000)), Wake(), threading.Event()
+            policy = build_served_policy(served(kind))
+            assert policy.embodiment == ARM
+            batcher, wake, stop = Batcher(policy.act, Line(4, 200_000_000)), Wake(), threading.Event()
             socket = stack.enter_context(ServerSocket(wake=wake))
             model = answering(batcher)
             network = threading.Thread(
-                target=PolicyServer(Served(kind, embodiment, 4), batcher, socket, wake).serve, args=(stop.is_set,)
+                target=PolicyServer(Served(kind, ARM, 4), batcher, socket, wake).serve, args=(stop.is_set,)
             )
             network.start()
 
@@ -92,9 +92,9 @@ def here(source: PolicySource, *seen: Observation) -> list[ActionChunk]:
 @pytest.mark.parametrize("kind", ["act", "smolvla", "pi0", "pi05"])
 def test_four_rows_in_one_batch_are_the_rows_alone(kind: str, served: Callable[[str], PolicySource]) -> None:
     source = served(kind)
-    act, embodiment = build_served_policy(source)
-    assert embodiment == ARM
-    batcher, answers = Batcher(act, Line(4, 0)), dict[int, Any]()
+    policy = build_served_policy(source)
+    assert policy.embodiment == ARM and policy.prepare is None
+    batcher, answers = Batcher(policy.act, Line(4, 0)), dict[int, Any]()
     seen = [observation(step) for step in range(4)]
     for row, asked in enumerate(seen):
         batcher.submit(Request(row, asked, partial(answers.__setitem__, row)))

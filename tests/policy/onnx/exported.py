@@ -20,7 +20,7 @@ from vla_robot.recipe.policy_source import find_policy
 from ..openvla import tiny_policies
 from ..vlm import tiny_vlms
 
-SMALL = Choices(rows=(1, 2), text=(32, 64))
+SMALL = Choices(rows=(2,), text=(32, 64))
 
 
 def create(folder: Path, family: str = "openvla", chunk: int = 1, codec: ActionCodec | None = None) -> Path:

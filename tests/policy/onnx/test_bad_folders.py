@@ -28,7 +28,7 @@ from ..openvla.tiny_policies import observation
 type Copied = Callable[[], Path]
 type Change = Callable[[Any], None]
 
-SEE = "see_1.onnx"
+SEE = "see_2.onnx"
 
 
 def rewritten(folder: Path, change: Change) -> Path:
@@ -71,7 +71,7 @@ def test_a_graph_of_another_version_than_its_record_says_is_refused(copied: Copi
 
 
 def test_damage_in_any_file_is_found_before_the_runtime_reads_it(copied: Copied) -> None:
-    for name in ("weights.bin", SEE, "begin_2x64.onnx", "correct_1x32.onnx"):
+    for name in ("weights.bin", SEE, "begin_2x64.onnx", "correct_2x32.onnx"):
         folder = copied()
         content = bytearray((folder / name).read_bytes())
         content[len(content) // 2] ^= 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,10 +26,12 @@ from vla_robot.policy.vla.codecs.fast_files import train_fast
 from vla_robot.policy.vla.codecs.number_words import WordCodec
 from vla_robot.recipe.policy import HoldRecipe, OnnxRecipe
 from vla_robot.recipe.policy_source import find_policy
+from vla_robot.testing import check_policy as check_contract
 
 from ..openvla import tiny_policies
 from ..vlm import tiny_vlms
 from . import exported
+from .conftest import Exported
 
 SEEN = [tiny_policies.observation(("lift the red cube", "open the door")[n % 2], seed=n) for n in range(5)]
 
@@ -45,7 +46,12 @@ def test_the_folder_is_a_policy_that_acts_as_torch_does(source: Path, made: Path
         for chunk, other in zip(policy.act(SEEN[:count]), theirs.act(SEEN[:count]), strict=True):
             np.testing.assert_array_equal(chunk.actions, other.actions)
             assert (chunk.stamp_ns, chunk.step, chunk.conditioned) == (other.stamp_ns, other.step, other.conditioned)
+            assert chunk.entropy == pytest.approx(other.entropy, abs=1e-4) and other.entropy
     assert len(np.unique(np.concatenate([chunk.actions for chunk in policy.act(SEEN)]))) > 10
+
+
+def test_it_keeps_the_contract_of_a_policy(made: Path) -> None:
+    check_contract(lambda: OnnxPolicy(made), tiny_policies.ARM, SEEN[:3])
 
 
 def test_other_statistics_are_taken_row_by_row(source: Path, made: Path) -> None:
@@ -58,7 +64,7 @@ def test_the_record_says_who_wrote_it_and_how_near_it_came(source: Path, made: P
     record = read_record(made)
     assert (record.policy, record.family, record.precision) == ("openvla", "openvla", "float32")
     assert {"torch", "onnx", "onnxruntime"} <= record.versions.keys()
-    assert [(bucket.rows, bucket.text) for bucket in record.buckets] == [(1, 32), (1, 64), (2, 32), (2, 64)]
+    assert [(bucket.rows, bucket.text) for bucket in record.buckets] == [(2, 32), (2, 64)]
     assert list(record.source) == ["model.safetensors"]
     assert record.parity is not None and record.parity.differ == 0 and 0 < record.parity.outputs < 1e-3
     assert record.parity.observations == write.COMPARED
@@ -68,7 +74,7 @@ def test_the_graphs_share_one_file_of_weights_and_another_reader_takes_them(sour
     """onnx's own checker reads the folder, with the weights where the graphs say."""
     assert (made / "weights.bin").stat().st_size < 1.3 * (source / "model.safetensors").stat().st_size
     graphs = sorted(made.glob("*.onnx"))
-    assert len(graphs) == 2 + 4 * 2
+    assert len(graphs) == 1 + 2 * 2
     for path in graphs:
         onnx.checker.check_model(str(path), full_check=True)
         graph = onnx.load(path, load_external_data=False).graph
@@ -80,13 +86,14 @@ def test_the_graphs_share_one_file_of_weights_and_another_reader_takes_them(sour
 
 def test_answers_of_several_actions_begin_as_they_are_told(tmp_path: Path) -> None:
     source = exported.create(tmp_path, chunk=3)
-    exported.write(source, tmp_path / "edge", replace(exported.SMALL, text=(32,)))
+    exported.write(source, tmp_path / "edge", write.Choices(rows=(2,), text=(32,)))
     ours, theirs = OnnxPolicy(tmp_path / "edge"), exported.load(source)
     committed = [None, np.full((1, 7), 0.3), np.full((2, 7), -0.2), np.full((9, 7), 0.1)]
     seen = [replace(o, committed=rows) for o, rows in zip(SEEN, committed, strict=False)]
     for some in ([seen[0]], [seen[2]], seen):
         for chunk, other in zip(ours.act(some), theirs.act(some), strict=True):
             assert chunk.actions.shape == (3, 7) and chunk.conditioned == other.conditioned
+            assert chunk.entropy == pytest.approx(other.entropy, abs=1e-4)
             np.testing.assert_array_equal(chunk.actions, other.actions)
 
 
@@ -103,7 +110,17 @@ def codecs() -> list[ActionCodec]:
     ]
 
 
-@pytest.mark.parametrize("codec", codecs(), ids=["fast", "words", "bins of each dimension"])
+FAST, WORDS, BINS = codecs()
+
+
+@pytest.mark.parametrize(
+    "codec",
+    [
+        pytest.param(FAST, id="fast"),
+        pytest.param(WORDS, id="words", marks=pytest.mark.slow),  # a grammar, as "fast"
+        pytest.param(BINS, id="bins of each dimension", marks=pytest.mark.slow),
+    ],
+)
 def test_answers_with_a_grammar_are_torchs(codec: ActionCodec, tmp_path: Path) -> None:
     source = exported.create(tmp_path, chunk=2, codec=codec)
     exported.write(source, tmp_path / "edge", write.Choices(rows=(2,), text=(32,)))
@@ -121,7 +138,7 @@ def test_answers_with_a_grammar_are_torchs(codec: ActionCodec, tmp_path: Path) -
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "openvla"])
 def test_each_family_gives_torchs_tokens(family: str, tmp_path: Path) -> None:
     source = exported.create(tmp_path, family)
-    exported.write(source, tmp_path / "edge", replace(exported.SMALL, text=(64,)))
+    exported.write(source, tmp_path / "edge", write.Choices(rows=(2,), text=(64,)))
     ours, theirs = OnnxPolicy(tmp_path / "edge"), exported.load(source)
     seen = [tiny_vlms.observation(number) for number in range(3)]
     for some in (seen[:1], seen):
@@ -137,7 +154,7 @@ def test_int8_is_measured(source: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert OnnxPolicy(tmp_path / "edge").act(SEEN[:1])[0].actions.shape == (1, 7)
     monkeypatch.setattr(write, "MOST_INT8_ACTIONS", 0.0)
     with pytest.raises(PolicyError, match=r"in int8 the actions differ by .* export it without --int8"):
-        exported.write(source, tmp_path / "again", choices)
+        write.require_parity(record)
 
 
 def test_graphs_that_say_something_else_are_not_kept(
@@ -154,14 +171,10 @@ def test_graphs_that_say_something_else_are_not_kept(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_writes_and_says_what_it_measured(
-    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out, json_file = tmp_path / "edge", tmp_path / "out.json"
-    assert main(ExportArgs("onnx", str(source), out, rows=(1,), text=(32,), json=json_file)) == 0
-    said = capsys.readouterr().out
-    assert "0.00% of" in said and f"--policy {out}" in said
-    assert json.loads(json_file.read_text())["record"]["parity"]["differ"] == 0
+def test_the_command_says_what_it_measured(by_command: Exported) -> None:
+    said = by_command.said
+    assert "5 graphs" in said and "0.00% of" in said and f"--policy {by_command.folder}" in said
+    assert by_command.json["record"]["parity"]["differ"] == 0
 
 
 def test_a_policy_without_graphs_says_why(tmp_path: Path) -> None:

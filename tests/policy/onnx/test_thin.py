@@ -27,10 +27,11 @@ import numpy as np
 from vla_robot.core.messages import Observation
 
 source = find_policy("{folder}")
-act, embodiment = build_served_policy(source)
+policy = build_served_policy(source)
+embodiment = policy.embodiment
 images = {{camera.name: np.zeros((camera.height, camera.width, 3), np.uint8) for camera in embodiment.cameras}}
 seen = Observation(images, np.zeros(len(embodiment.state)), "lift the red cube", 0, 0)
-served = act([seen], None)
+served = policy.act([seen], None)
 alone = build_policy(source, None, embodiment).act([seen])
 assert (served[0].actions == alone[0].actions).all()
 print(device_of(source), alone[0].actions.shape, sorted(set({heavy}) & set(sys.modules)))

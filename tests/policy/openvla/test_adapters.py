@@ -14,6 +14,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from vla_robot.core.errors import CheckpointError
+from vla_robot.policy.openvla.family import OPENVLA
 from vla_robot.policy.openvla.policy import load
 
 TARGETS = r".*\.(q_proj|o_proj|gate_proj|qkv|fc1|fc2)"
@@ -45,6 +46,15 @@ def test_adapters_are_merged_as_peft_merges_them(adapted, tiny_folder: Path, opt
     assert len(changed) == 16  # of 2 decoder layers 6, of 2 towers 6, of the projectors of patches and state 4
     for name, weight in loaded.items():
         np.testing.assert_allclose(weight, wanted[name].detach(), atol=1e-6, err_msg=name)
+
+
+def test_rows_that_are_read_alone_are_merged_too(adapted) -> None:
+    folder, wanted = adapted()
+    rows = OPENVLA.rows(folder)
+    for name, weight in load(folder).model.named_parameters():
+        half = len(weight) // 2
+        read = torch.cat([rows[name](0, half), rows[name](half, len(weight))])
+        np.testing.assert_allclose(read, wanted[name].detach(), atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
+from torch.distributions import Categorical
 from transformers import LogitsProcessorList
 
 from benchmarks.models.plain_vlm import OnlyRows
@@ -60,15 +61,16 @@ class Family:
         return Generator(reasoner, embeddings[FIRST:END], self.model.lm_head.weight[FIRST:END], codec, soft_cap=cap)
 
     @torch.inference_mode()
-    def generate(self, rows: slice = slice(None)) -> tuple[list[list[int]], Tensor]:
-        """The library's tokens, and (B, 256) logits of the first one."""
+    def generate(self, rows: slice = slice(None)) -> tuple[list[list[int]], Tensor, Tensor]:
+        """The library's tokens, (B, 256) logits of the first one, and (B, TOKENS) entropy of all."""
         inputs = {name: value[rows] for name, value in self.inputs.items()}
         out = self.model.generate(
             **inputs, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False, eos_token_id=None,
             pad_token_id=PAD, return_dict_in_generate=True, output_logits=True,
             logits_processor=LogitsProcessorList([OnlyRows(slice(FIRST, END))]),
         )  # fmt: skip
-        return out.sequences[:, -TOKENS:].tolist(), out.logits[0][:, FIRST:END]
+        logits = torch.stack(out.logits, dim=1)[..., FIRST:END]
+        return out.sequences[:, -TOKENS:].tolist(), logits[:, 0], Categorical(logits=logits).entropy()
 
     def row(self, index: int) -> RaggedSequence:
         """One row of our sequence, without padding."""

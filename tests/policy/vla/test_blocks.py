@@ -26,9 +26,9 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_policies.create_policy(tmp_path_factory.mktemp("tiny"))
 
 
-def both(policy: AnyVLAPolicy, run: Callable[[], NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def both[N: np.generic](policy: AnyVLAPolicy, run: Callable[[], NDArray[N]]) -> tuple[NDArray[N], NDArray[N]]:
     """What the generator says, and what the blocks say."""
-    said: list[NDArray[np.int64]] = []
+    said: list[NDArray[N]] = []
     for in_blocks in (False, True):
         policy.in_blocks = in_blocks
         said.append(run())
@@ -61,12 +61,16 @@ def test_blocks_give_the_generators_tokens(
         plain, blocks = both(policy, lambda batch=batch: policy.generate(batch, 7))
         np.testing.assert_array_equal(blocks, plain)
         assert len(np.unique(plain)) > 1
+        unsure = both(policy, lambda batch=batch: policy.answer_batch(batch, 7).entropy.numpy())
+        np.testing.assert_allclose(*unsure, atol=1e-4)
         # Two actions, of which rows are given none, a part, and one token of the second.
         setattr(policy.codec, "chunk", 2)  # noqa: B010 - the port has no way to change it
         prefixes = [np.arange(first, first + n) for n in (0, 3, 5)[:rows]]
         prefixes[-1] = np.arange(first, first + 5)
         plain, blocks = both(policy, lambda b=batch, p=prefixes: policy.generate(b, 8, prefixes=p))
         np.testing.assert_array_equal(blocks, plain)
+        unsure = both(policy, lambda b=batch, p=prefixes: policy.answer_batch(b, 8, prefixes=p).entropy.numpy())
+        np.testing.assert_allclose(*unsure, atol=1e-4)
         setattr(policy.codec, "chunk", 1)  # noqa: B010
 
 

@@ -24,20 +24,23 @@ IMAGE = 300
 
 
 def test_a_ragged_batch_says_what_generate_says(family: Any) -> None:
-    tokens, first_logits = family.generate()
+    tokens, first_logits, entropy = family.generate()
     generator = family.generator()
     with torch.inference_mode():
-        assert generator.tokens(family.sequence, len(tokens[0])).tolist() == tokens
+        answer = generator.answer(family.sequence, len(tokens[0]))
+        assert answer.ids.tolist() == tokens
+        torch.testing.assert_close(answer.entropy, entropy, atol=1e-3, rtol=0)
+        assert float(entropy.std()) > 0.01
         torch.testing.assert_close(generator.first_logits(family.sequence), first_logits, atol=1e-4, rtol=1e-5)
 
 
 def test_each_row_alone_says_what_it_says_in_the_batch(family: Any) -> None:
     generator = family.generator()
     with torch.inference_mode():
-        together = generator.tokens(family.sequence, 7)
+        together = generator.answer(family.sequence, 7).ids
         logits = generator.first_logits(family.sequence)
         for index in range(2):
-            assert generator.tokens(family.row(index), 7)[0].tolist() == together[index].tolist()
+            assert generator.answer(family.row(index), 7).ids[0].tolist() == together[index].tolist()
             alone = generator.first_logits(family.row(index))[0]
             torch.testing.assert_close(alone, logits[index], atol=1e-4, rtol=1e-5)
 
@@ -46,8 +49,12 @@ def test_a_forced_beginning_is_gone_on_with(family: Any) -> None:
     """The beginning that greedy decoding would have chosen changes nothing, though rows have different lengths."""
     generator = family.generator()
     with torch.inference_mode():
-        free = generator.tokens(family.sequence, 7)
-        assert generator.continued(family.sequence, [free[0, :3], free[1, :1]], 7).tolist() == free.tolist()
+        free = generator.answer(family.sequence, 7)
+        begun = generator.answer(family.sequence, 7, prefixes=[free.ids[0, :3], free.ids[1, :1]])
+        assert begun.ids.tolist() == free.ids.tolist()
+        given = torch.tensor([[True] * 3 + [False] * 4, [True] + [False] * 6])
+        expected = free.entropy.masked_fill(given, torch.nan)
+        torch.testing.assert_close(begun.entropy, expected, atol=1e-3, rtol=0, equal_nan=True)
 
 
 def test_the_image_decides(family: Any) -> None:
@@ -115,11 +122,11 @@ def test_both_reasoners_say_the_same_of_a_llama(lengths: list[int]) -> None:
     ours = Generator(Decoder(llama), *rows)
     prompt = RaggedSequence(torch.randn(len(lengths), max(lengths), 64), torch.tensor(lengths))
     with torch.inference_mode():
-        assert ours.tokens(prompt, 9).tolist() == by_the_library.tokens(prompt, 9).tolist()
+        assert ours.answer(prompt, 9).ids.tolist() == by_the_library.answer(prompt, 9).ids.tolist()
         torch.testing.assert_close(ours.first_logits(prompt), by_the_library.first_logits(prompt), atol=1e-4, rtol=1e-5)
 
 
 def test_more_tokens_than_positions_are_refused(families: Any) -> None:
     family = families("PaliGemma")
     with pytest.raises(ContractError, match="tokens, but the language model has 128 positions"):
-        family.generator().tokens(family.sequence, 200)
+        family.generator().answer(family.sequence, 200)

@@ -26,19 +26,25 @@ from vla_robot.serve.policy.server import answering
 from .conftest import PROCESSORS
 from .tiny_vlms import CAMERAS, arm, create, observation
 
+QUICK = ("paligemma", "qwen2_5_vl", "smolvlm")
+"""Frames of one size, of any size, and cut into parts."""
 
-@pytest.mark.parametrize("name", PROCESSORS)
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PROCESSORS]
+)
 def test_batches_and_other_projects_clients_get_the_policys_actions(tmp_path: Path, name: str) -> None:
     from websockets.sync.client import connect
 
     source = find_policy(str(create(tmp_path / name, name, use_state=True)))
-    act, embodiment = build_served_policy(source)
-    assert embodiment == arm()
+    served = build_served_policy(source)
+    assert served.embodiment == arm()
+    assert served.prepare is None, "on a CPU the model's thread and one that prepares would share the cores"
     policy: Any = load_policy(source.recipe, None)
     seen = [observation(number) for number in range(3)]
     alone = [policy.act([each])[0].actions for each in seen]
 
-    batcher, answers = Batcher(act, Line(4, 0)), dict[int, Any]()
+    batcher, answers = Batcher(served.act, Line(4, 0)), dict[int, Any]()
     for row, asked in enumerate(seen):
         batcher.submit(Request(row, asked, partial(answers.__setitem__, row)))
     batcher.work()

@@ -121,6 +121,28 @@ def test_the_live_loop_drives_it(serve: Callable[..., Served]) -> None:
     assert not server.status()["running"]
 
 
+def test_how_unsure_a_policy_was_goes_with_its_actions(serve: Callable[..., Served]) -> None:
+    address, _, _ = serve()
+    steps: list[StepDone] = []
+
+    class Unsure(FunctionPolicy):
+        def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+            return [replace(chunk, entropy=0.5 + chunk.step) for chunk in super().act(observations)]
+
+    with RemoteRobot(address) as robot:
+        run_live_episode(
+            robot,
+            Unsure(lambda seen: NUDGE),
+            0,
+            guard=NoLimits(),
+            should_stop=lambda: len(steps) >= 20,
+            subscribers=[lambda event: steps.append(event) if isinstance(event, StepDone) else None],
+        )
+    told = [step.entropy for step in steps if not step.held]
+    assert len(told) > 5 and all(nats is not None and nats % 1 == 0.5 for nats in told)
+    assert all(step.entropy is None for step in steps if step.held)
+
+
 def test_ticks_that_pass_while_the_policy_thinks_are_recorded(serve: Callable[..., Served]) -> None:
     address, _, server = serve()
 

@@ -15,7 +15,7 @@ from vla_robot.core.errors import DataError, RecipeError
 from vla_robot.core.language.boxes import BINS, Box, boxes_in_words, boxes_of
 from vla_robot.data.pipeline.stats import dataset_statistics
 from vla_robot.data.questions import QuestionWriter
-from vla_robot.policy.families import NEW_MODELS, family_named, family_of
+from vla_robot.policy.families import family_named, family_of
 from vla_robot.policy.openvla.policy import load
 from vla_robot.policy.vla.codecs.bins import openvla_bins
 from vla_robot.policy.vla.codecs.scores import AnswerScores
@@ -25,7 +25,7 @@ from vla_robot.train.finetune import finetune
 from vla_robot.train.parallel.ddp import Ranks
 
 from ..conftest import EMBODIMENT, TINY
-from ..test_families import seen
+from ..test_families import OTHERS, seen
 
 SIZE = 28
 BRIGHT = 200
@@ -139,7 +139,7 @@ def test_boxes_without_their_tokens_are_refused(joint: DemosFinetuneRecipe, tmp_
         QuestionsRecipe(tmp_path, box_smoothing=-1)
 
 
-@pytest.mark.parametrize("name", NEW_MODELS)
+@pytest.mark.parametrize("name", ["openvla", *OTHERS])
 def test_an_action_prompt_yields_no_word_and_a_question_no_action(
     recipe: DemosFinetuneRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

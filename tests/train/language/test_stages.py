@@ -50,7 +50,7 @@ def parts_that_differ(start: Path, end: Path) -> set[str]:
     return {found[0] for found in parts.values()}
 
 
-@pytest.mark.parametrize("name", PAPERS)
+@pytest.mark.parametrize("name", ["paligemma", "openvla", pytest.param("qwen_vl", marks=pytest.mark.slow)])
 def test_each_stage_changes_the_parts_of_the_papers_and_no_other(
     recipe: DemosFinetuneRecipe, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -22,14 +22,14 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from vla_robot.policy.families import family_of
 from vla_robot.policy.vla.safetensors_files import Stored
-from vla_robot.train.parallel.fsdp import collected, local, shard
+from vla_robot.train.parallel.fsdp import local, shard, whole
 from vla_robot.train.parallel.parts import StoredState, own_rows, part_name
 
 SHAPES = {"a": (7, 3), "b": (2,), "c": (1, 4, 2), "d": (12, 5)}
 """Some have fewer rows than there are processes."""
 
 
-def whole(name: str) -> Tensor:
+def numbers(name: str) -> Tensor:
     rows = SHAPES[name]
     return torch.arange(float(torch.Size(rows).numel())).reshape(rows)
 
@@ -41,7 +41,7 @@ def shared(tensors: dict[str, Tensor], count: int) -> dict[str, Tensor]:
 
 def write(folder: Path, rank: int, count: int) -> dict[str, Any]:
     """Write this rank's rows."""
-    rows, header = own_rows(shared({name: whole(name) for name in SHAPES}, count))
+    rows, header = own_rows(shared({name: numbers(name) for name in SHAPES}, count))
     save_file(rows, folder / part_name(rank, count), metadata=header)
     dist.barrier()
     return {}
@@ -49,7 +49,7 @@ def write(folder: Path, rank: int, count: int) -> dict[str, Any]:
 
 def read(folder: Path, rank: int, count: int) -> dict[str, Any]:
     """Read this rank's rows, of files that another number of ranks wrote."""
-    wanted = shared({name: whole(name) for name in SHAPES}, count)
+    wanted = shared({name: numbers(name) for name in SHAPES}, count)
     with StoredState(folder) as stored:
         equal = True
         for name, target in shared({name: torch.zeros(SHAPES[name]) for name in SHAPES}, count).items():
@@ -61,29 +61,32 @@ def read(folder: Path, rank: int, count: int) -> dict[str, Any]:
 
 def load(folder: Path, rank: int, count: int) -> dict[str, Any]:
     """Load a policy as a sharded training does, and compare the whole with its folder."""
-    read_bytes = [0]
-    plain = Stored.read
+    numbers_read = [0]
+    plain = Stored._bytes
 
-    def counted(stored: Stored, *args: Any) -> Tensor:
-        read_bytes[0] += stored.size
-        return plain(stored, *args)
+    def counted(*args: Any) -> Tensor:
+        part = plain(*args)
+        numbers_read[0] += part.numel()
+        return part
 
-    setattr(Stored, "read", counted)  # noqa: B010 - a forked process, which ends
-    place = torch.device("cpu" if rank == 0 else "meta")
-    model = family_of(folder).load(folder, "float32", place, None, trainable=True).model
-    shard(model, torch.device("cpu"), count)
-    tensors = collected(model.named_parameters(), keep=rank == 0)
+    setattr(Stored, "_bytes", counted)  # noqa: B010 - a forked process, which ends
+    model = family_of(folder).load(folder, "float32", torch.device("meta"), None, trainable=True).model
+    assert all(p.is_meta for p in model.parameters()) and numbers_read == [0]
+    stored = family_of(folder).rows(folder)
+    shard(model, torch.device("cpu"), count, stored)
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
-    here = sum(local(p).nbytes for p in model.parameters())
+    here = sum(local(p).numel() for p in model.parameters())
     found = {
-        "weights_read": read_bytes[0],
+        "numbers_read": numbers_read[0],
         "here": here,
+        "buffers_of_files": sum(buffer.numel() for name, buffer in buffers.items() if name in stored),
         "buffers": [float(b.double().sum()) for b in buffers.values()],
     }
+    tensors = {name: whole(parameter) for name, parameter in model.named_parameters()}
     if rank == 0:
         alone = family_of(folder).load_model(folder, torch.float32, torch.device("cpu"))
         found["equal"] = all(torch.equal(tensors[name], p) for name, p in alone.named_parameters())
-        found["whole"] = sum(p.nbytes for p in alone.parameters())
+        found["whole"] = sum(p.numel() for p in alone.parameters())
         found["alone"] = [float(b.double().sum()) for b in alone.buffers()]
     return found
 

@@ -14,7 +14,7 @@ from vla_robot.core.errors import DataError, MissingDependencyError, RecipeError
 from vla_robot.core.host.claim import Claim
 from vla_robot.recipe.environment import EnvironmentRecipe
 from vla_robot.world.environments import install
-from vla_robot.world.environments.install import find_uv, make, remove
+from vla_robot.world.environments.install import disk_mb, find_uv, make, remove
 from vla_robot.world.environments.location import MARK, PACKAGES, Environment, find_environment, others_of
 
 LOCK = Path("envs/environments/toy.lock")
@@ -28,7 +28,11 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Environment:
 def test_an_environment_is_made_once_with_its_list_and_its_mark(toy: Environment, capfd: pytest.CaptureFixture) -> None:
     assert not toy.is_made
     assert main(["install", "toy", "--json", "made.json"]) == 0
-    assert "1 packages for Python 3.12, 0.001 GB to download, 0.001 GB on the disk" in capfd.readouterr().out
+    told = capfd.readouterr().out
+    assert "1 packages for Python 3.12, 0.001 GB to download, 0.001 GB on the disk" in told
+    used = subprocess.run(["du", "--block-size=1", "--summarize", toy.folder / "venv"], capture_output=True, text=True)
+    assert disk_mb(toy) == pytest.approx(int(used.stdout.split()[0]) / 1e6, abs=0.1)
+    assert f"{disk_mb(toy) / 1000:.2g} GB on the disk." in told
     assert toy.is_made
     assert (toy.folder / PACKAGES).read_text() == LOCK.read_text()
     said = subprocess.run([toy.python, "-Ic", "import sys; print(sys.prefix)"], capture_output=True, text=True)

@@ -34,7 +34,7 @@ class ConvertArgs:
     source: Annotated[str, tyro.conf.Positional, option("SRC")]
     """an RLDS or LeRobot folder, a robomimic HDF5 file or a folder of them, or the URL of an RLDS dataset"""
     destination: Annotated[str, tyro.conf.Positional, option("DST")]
-    """the new dataset's folder, or, for RLDS, its URL (gs://, s3://, hf://, ...)"""
+    """the new dataset's folder, or its URL (gs://, s3://, hf://, ...)"""
     to: Annotated[Format, option("{rlds,lerobot}")]
     """its format"""
     split: Annotated[str, option("SPLIT")] = "train"
@@ -60,8 +60,6 @@ def main(args: ConvertArgs) -> int:
     """
     if args.rate_hz is not None and args.rate_hz <= 0:
         raise DataError(f"--rate-hz is {args.rate_hz:g}; it must be above 0.")
-    if "://" in args.destination and args.to != "rlds":
-        raise DataError("RLDS alone is written to URLs (--to rlds). Write LeRobot to a folder, and copy that.")
     console = Terminal()
     started_s = time.monotonic()
     console.print(f"vla data convert: {args.source} ({args.split}) → {args.destination}", soft_wrap=True)
@@ -95,7 +93,8 @@ def _converted(
         return convert(source, Path(args.destination), args.to, options, on_progress)
     if args.to == "rlds":
         return to_rlds_shards(without_nulls(source), args.destination, options, runner, on_progress)
-    return to_lerobot_by_tasks(without_nulls(source), Path(args.destination).absolute(), options, runner, on_progress)
+    there = args.destination if "://" in args.destination else Path(args.destination).absolute()
+    return to_lerobot_by_tasks(without_nulls(source), there, options, runner, on_progress)
 
 
 def _closing(args: ConvertArgs, source: EpisodeSource, converted: Converted, elapsed_s: float) -> str:
@@ -106,4 +105,6 @@ def _closing(args: ConvertArgs, source: EpisodeSource, converted: Converted, ela
         lines.append(f"{source.num_skipped} damaged episodes were left out.")
     lines += [f"Lost: {line}." for line in converted.lost] or ["Nothing was lost."]
     lines.append(f"Actions and states were copied unchanged. {recipe_line(facts_of(source))}")
+    if "://" in args.destination and args.to == "lerobot":  # which is read from folders alone
+        return "\n".join([*lines, "Next: copy it to a folder, and `vla data inspect FOLDER`."])
     return "\n".join([*lines, f"Next: vla data inspect {args.destination}"])

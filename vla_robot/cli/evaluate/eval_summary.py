@@ -12,17 +12,22 @@ from rich.text import Text
 
 from vla_robot.cli.common.cli_common import short_path
 from vla_robot.cli.run.progress_view import episode_line
+from vla_robot.core.stats import wilson_interval
 from vla_robot.evaluate.evaluation import Comparison, Evaluation, Score, Trial
+from vla_robot.evaluate.failure_detection import FALSE_ALARMS, least_successes
 
 if TYPE_CHECKING:
     from vla_robot.cli.evaluate.plan import EvaluateArgs
 
 
-def trial_line(trial: Trial, number: int, of: int, several: bool = False) -> Text:
-    """Return an episode's line, with its world if there are several, and another instruction than the world's."""
+def trial_line(
+    trial: Trial, number: int, of: int, several_policies: bool = False, several_worlds: bool = False
+) -> Text:
+    """Return an episode's line: policy and world where there are several, another instruction than the world's."""
     line = episode_line(trial.result, number, of)
-    if several:
-        line.append(f"  {trial.key.world}", style="dim")
+    for is_told, name in ((several_policies, trial.key.policy), (several_worlds, trial.key.world)):
+        if is_told:
+            line.append(f"  {name}", style="dim")
     return line if trial.instruction == trial.task else line.append(f"  “{trial.instruction}”", style="dim")
 
 
@@ -30,6 +35,7 @@ def score_table(evaluation: Evaluation) -> Table:
     """Return a table with a row per policy and language, without empty columns."""
     scores = evaluation.scores
     languages, errors = len(evaluation.languages) > 1 or scores[0].language != "plain", any(s.errors for s in scores)
+    stalled = any(score.stalled for score in scores)
     misdirected = any(score.language == "wrong-object" for score in scores)
     table = Table(box=None, pad_edge=False, header_style="dim")
     suites = any(score.suite for score in scores)
@@ -39,13 +45,13 @@ def score_table(evaluation: Evaluation) -> Table:
     if languages:
         table.add_column("language", no_wrap=True)
     columns = ["succeeded", "rate", "95 %\ninterval", "wrong\nobject"]
-    columns += ["did as\ntold"] * misdirected + ["errors"] * errors + ["median\nsteps"]
+    columns += ["did as\ntold"] * misdirected + ["stalled"] * stalled + ["errors"] * errors + ["median\nsteps"]
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     for score in scores:
         cells = [*[score.suite] * suites, score.policy, *[score.language] * languages, *_numbers(score)]
         cells += [str(score.followed) if score.language == "wrong-object" else "–"] * misdirected
-        cells += [str(score.errors)] * errors
+        cells += [str(score.stalled)] * stalled + [str(score.errors)] * errors
         table.add_row(*cells, "–" if score.median_steps is None else f"{score.median_steps:.0f}")
     return table
 
@@ -62,8 +68,13 @@ def task_tables(evaluation: Evaluation) -> Iterator[Table]:
             table.add_column(score.name, justify="right", overflow="fold")
         for task in dict.fromkeys(task for score in scores for task in score.by_task):
             counts = (score.by_task.get(task) for score in scores)
-            table.add_row(task, *("–" if found is None else f"{found[0]} of {found[1]}" for found in counts))
+            table.add_row(task, *("–" if found is None else _counted(*found) for found in counts))
         yield table
+
+
+def _counted(successes: int, count: int) -> str:
+    low, high = wilson_interval(successes, count)
+    return f"{successes} of {count} ({low:.0%} to {high:.0%})"
 
 
 def _numbers(score: Score) -> list[str]:
@@ -77,6 +88,24 @@ def in_words(c: Comparison) -> str:
     return (
         f"\n{c.policy} against {c.baseline}, seeds of both {c.paired}: {c.only_policy} solved by {c.policy} alone, "
         f"{c.only_baseline} by {c.baseline} alone; McNemar's exact test p = {c.p:.2g}"
+    )
+
+
+def foreseen(score: Score) -> str | None:
+    """Return how well entropy tells a policy's failures, as a sentence; None without failures, or without entropy."""
+    told = score.detection
+    if told is None or told.separation is None:
+        return None
+    words = f"\n{score.name}, failures told by entropy: AUROC {told.separation:.2f}"
+    if told.separation_early is not None:
+        words += f", {told.separation_early:.2f} of the first {told.early_steps} steps"
+    if told.threshold is None:
+        return f"{words}. A threshold needs {least_successes()} successes."
+    at = "" if told.warned_at is None else f", at step {told.warned_at:.0f} (median)"
+    return (
+        f"{words}. Above {told.threshold:.3g} nats, which at most {100 * FALSE_ALARMS:.0f} % of successes exceed, "
+        f"{told.warned} of {told.failures} failures are warned of{at}: vla run --takeover browser --ask-when-unsure "
+        f"{told.threshold:.3g}"
     )
 
 

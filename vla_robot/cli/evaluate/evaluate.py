@@ -15,10 +15,9 @@ from vla_robot.cli.common.interrupt import stop_on_interrupt
 from vla_robot.cli.common.json_out import write_json
 from vla_robot.cli.common.progress import Bar
 from vla_robot.cli.common.terminal import Terminal, say
-from vla_robot.cli.evaluate.eval_summary import as_asked_for, in_words, score_table, task_tables, trial_line
+from vla_robot.cli.evaluate.eval_summary import as_asked_for, foreseen, in_words, score_table, task_tables, trial_line
 from vla_robot.cli.evaluate.plan import MOST_WORKERS, EvaluateArgs, Plan, plan, with_devices_of
 from vla_robot.cli.evaluate.seats import (
-    BuiltPolicy,
     Examine,
     Examined,
     PolicyIn,
@@ -27,12 +26,13 @@ from vla_robot.cli.evaluate.seats import (
     SeatHere,
     SeatThere,
     SharedModel,
+    built_policy,
     embodiment_in,
     history_steps_of,
 )
 from vla_robot.core.errors import DataError
 from vla_robot.core.ports import TaskRunner, Workers
-from vla_robot.evaluate.evaluation import Evaluation, TrialKey, trial_keys
+from vla_robot.evaluate.evaluation import Evaluation, TrialKey, in_turn, trial_keys
 from vla_robot.evaluate.evaluation_report import write_evaluation
 from vla_robot.evaluate.trial_log import TrialLog
 from vla_robot.evaluate.video_selection import VideoSelection
@@ -87,10 +87,12 @@ def _report(args: EvaluateArgs, what: Plan, evaluation: Evaluation) -> None:
         for table in task_tables(evaluation):
             console.print(table)
         console.print(score_table(evaluation))
-        for suite, protocol in evaluation.protocols.items():
-            console.print(f"\n{suite}: the protocol is {protocol}.", soft_wrap=True)
+        for title, words in evaluation.told().items():
+            console.print(f"\n{title}: {words}.", soft_wrap=True)
         for comparison in evaluation.comparisons:
             console.print(in_words(comparison), soft_wrap=True)
+        for words in filter(None, map(foreseen, evaluation.scores)):
+            console.print(words, soft_wrap=True)
         report = write_evaluation(what.folder, evaluation, as_asked_for(args, what.folder))
         say(f"\nReport: {report}", flush=True)
     else:
@@ -117,15 +119,24 @@ def _drive(args: EvaluateArgs, what: Plan, runner: TaskRunner, log: TrialLog, vi
             begun_s = time.monotonic()
             if not what.films:
                 say("  no video is asked for: frames are rendered only for policies that look at them", flush=True)
-            for name in what.policies:
-                session.examine(name, [key for key in left if key.policy == name])
+            for names in _together(what):
+                session.examine(names, in_turn([key for key in left if key.policy in names], what.worlds))
             took_s = time.monotonic() - begun_s
     say(f"\n  {session.driven} episodes in {took_s:.0f} s: {60 * session.driven / took_s:.1f} a minute\n", flush=True)
 
 
+def _together(what: Plan) -> list[list[str]]:
+    """Return the policies in the order in which they are evaluated, those together that share a world once opened.
+
+    These are the ones that look at no frames and have no weights. Opening a world costs as much as several episodes.
+    """
+    blind = [name for name, source in what.policies.items() if not source.recipe.sees]
+    return [names for name in what.policies if (names := blind if name in blind else [name])[0] == name]
+
+
 @dataclass
 class _Session:
-    """Evaluates one policy after the other. Each worker opens the worlds one after the other."""
+    """Evaluates groups of policies one after the other. Each worker opens the worlds one after the other."""
 
     what: Plan
     log: TrialLog
@@ -139,18 +150,20 @@ class _Session:
     planned: int
     driven: int = 0
 
-    def examine(self, name: str, asked: Sequence[TrialKey]) -> None:
-        """Run the episodes with one policy; write each finished trial."""
+    def examine(self, names: Sequence[str], asked: Sequence[TrialKey]) -> None:
+        """Run the episodes of policies that go together; write each finished trial."""
         if not asked or self.stop.is_set():
             return
-        source = self.what.policies[name]
-        say(f"\n  {name}: {shown(source)}{on(self.what.devices.get(name))}; {self._where()}", flush=True)
-        with self._policy(name, source, asked[0].world) as policy_in:
+        say("", flush=True)
+        for name in names:
+            source = self.what.policies[name]
+            say(f"  {name}: {shown(source)}{on(self.what.devices.get(name))}; {self._where()}", flush=True)
+        with self._policy(names[0], self.what.policies[names[0]], asked[0].world) as policy_in:
             if policy_in is None:
                 return
             task = Examine(policy_in, sends_film=not self.runner.is_here)
             with contextlib.closing(self.workers.run(task, asked, self.stop.is_set)) as found:
-                self._keep(found, len(asked))
+                self._keep(found, len(asked), several_policies=len(names) > 1)
 
     def _where(self) -> str:
         return f"{self.count} at once" if self.runner.is_here else f"up to {self.count} at once on the cluster"
@@ -159,7 +172,7 @@ class _Session:
     def _policy(self, name: str, source: PolicySource, world: str) -> Iterator[PolicyIn | None]:
         """Yield the policy of every seat; None after Ctrl-C. Weights are loaded once for all, others in each seat."""
         if not isinstance(source.recipe, WeightsRecipe):
-            yield BuiltPolicy(name)
+            yield built_policy
             return
         found = next(self.workers.run(embodiment_in, [(world, name)], self.stop.is_set), None)
         if found is None:
@@ -170,8 +183,8 @@ class _Session:
         with self.runner.share(make, self.count, needs, self.replicas) as model:
             yield SharedModel(model, world, found, model.call(history_steps_of))
 
-    def _keep(self, found: Iterable[Examined], of: int) -> None:
-        console = self.bar.console
+    def _keep(self, found: Iterable[Examined], of: int, several_policies: bool) -> None:
+        console, several = self.bar.console, (several_policies, len(self.what.worlds) > 1)
         for number, examined in enumerate(found, start=1):
             trial = examined.trial
             if not trial.result.finished:
@@ -180,7 +193,7 @@ class _Session:
             if examined.film is not None:
                 self.videos.keep(trial, examined.film)
             self.driven += 1
-            console.print(trial_line(trial, number, of, several=len(self.what.worlds) > 1), soft_wrap=True)
+            console.print(trial_line(trial, number, of, *several), soft_wrap=True)
             self.bar.update(self.driven, self.planned)
             if self.videos.failure is not None:
                 raise self.videos.failure

@@ -64,7 +64,7 @@ class EvaluateArgs:
     """the first episode's seed; the k-th has SEED + k. By default 10000, which training data should not use; with
     --suite 0, since a benchmark's seeds are its initial states"""
     language: Annotated[tuple[Language, ...], option("LANGUAGE ...")] = ("plain",)
-    """wording of the task: plain, none, paraphrase, wrong-object; docs/evaluate.md explains them"""
+    """wording of the task: plain, none, paraphrase, synonym, wrong-object; docs/evaluate.md explains them"""
     rows: Annotated[int | None, option("N")] = None
     """execution horizon: how many actions of an answer are used before a policy is asked again"""
     device: Annotated[str | None, option("DEVICE")] = None
@@ -161,8 +161,10 @@ class Plan:
 
     def header(self) -> dict[str, Any]:
         """Return the values that a command must share with the one that it continues."""
+        versions = self.versions()
+        hashes = {w.name: _hash(w, versions.get(suite, {})) for suite, worlds in self.suites.items() for w in worlds}
         return {
-            "world": {name: _hash(world) for name, world in self.worlds.items()},
+            "world": hashes,
             "policies": {name: source.fingerprint() for name, source in self.policies.items()},
             "languages": list(self.languages),
             "seed": self.seeds.start,
@@ -184,19 +186,36 @@ class Plan:
             log.started_at,
             perturbed={name: base for name, recipe in suites.items() if (base := _base_of(name, recipe))},
             protocols={name: recipe.protocol(self.seeds) for name, recipe in suites.items()},
-            packages={k: v for environment in self.environments() for k, v in environment.score_versions().items()},
+            packages=self.versions(),
             devices=self.devices,
+            settings={name: words for name in self.policies if (words := self._settings_of(name))},
         )
 
-    def environments(self) -> list[EnvironmentRecipe]:
-        """Return the environments of their own that the worlds run in.
+    def _settings_of(self, policy: str) -> str:
+        """Return what a policy's recipe says that belongs to a protocol, in words."""
+        recipe = self.policies[policy].recipe
+        rows = self.rows or recipe.rows
+        parts = [f"frames {recipe.preparation}"] if recipe.preparation else []
+        return "; ".join(parts + ([f"{rows} actions of an answer are used"] if rows else []))
+
+    def environments(self) -> dict[str, EnvironmentRecipe]:
+        """Return the environments of their own that the worlds run in, by name.
 
         Raises:
             RecipeError: there is no such environment, or its recipe is not valid.
         """
-        recipes = [world.recipe for world in self.worlds.values()]
-        names = {r.environment for r in recipes if isinstance(r, SimulationRecipe) and r.environment}
-        return [read(EnvironmentRecipe, find("environments", name)) for name in sorted(names)]
+        names = {name for world in self.worlds.values() if (name := _environment_of(world))}
+        return {name: read(EnvironmentRecipe, find("environments", name)) for name in sorted(names)}
+
+    def versions(self) -> dict[str, dict[str, str]]:
+        """Return, for each suite in an environment of its own, package -> version of those that decide its score.
+
+        Raises:
+            RecipeError: as `environments`, or its list lacks such a package.
+        """
+        found = {name: environment.score_versions() for name, environment in self.environments().items()}
+        named = {suite: _environment_of(worlds[0]) for suite, worlds in self.suites.items()}
+        return {suite: found[name] for suite, name in named.items() if name and found[name]}
 
     @property
     def rates_hz(self) -> dict[str, float]:
@@ -205,7 +224,7 @@ class Plan:
 
     def needs(self) -> Resources:
         """Return what the largest of the worlds takes of its computer."""
-        environments = self.environments()
+        environments = self.environments().values()
         memory_mb = max((environment.world_mb for environment in environments), default=WORLD_MB)
         return Resources(max((environment.world_cpus for environment in environments), default=1.0), memory_mb)
 
@@ -299,5 +318,11 @@ def _base_of(name: str, recipe: SuiteRecipe) -> str | None:
     return name.removesuffix(MOVED) if recipe.move_objects_m else recipe.perturbs
 
 
-def _hash(world: EnvSource) -> str:
-    return hashlib.sha256(dump(world.recipe).encode()).hexdigest()[:16]
+def _environment_of(world: EnvSource) -> str | None:
+    return world.recipe.environment if isinstance(world.recipe, SimulationRecipe) else None
+
+
+def _hash(world: EnvSource, versions: Mapping[str, str]) -> str:
+    """Return a hash of a world's recipe and of the versions of packages that decide its score."""
+    pinned = "".join(f"{name}=={version}\n" for name, version in versions.items())
+    return hashlib.sha256(f"{dump(world.recipe)}{pinned}".encode()).hexdigest()[:16]

@@ -117,13 +117,13 @@ class Examined:
     film: Film | None = None
 
 
-PolicyIn = Callable[[Seat, str, Embodiment], Policy]
-"""(seat, world, its embodiment) -> the policy there."""
+PolicyIn = Callable[[Seat, TrialKey, Embodiment], Policy]
+"""(seat, episode, its world's embodiment) -> the policy there."""
 
 
 @dataclass(frozen=True)
 class Examine:
-    """The task of an evaluation: runs one episode of one policy.
+    """The task of an evaluation: runs one episode.
 
     Attributes:
         policy_in: gives the policy.
@@ -140,7 +140,7 @@ class Examine:
             VlaError: an error that would occur in every episode.
         """
         world = seat.enter(key.world, key.policy)
-        policy = self.policy_in(seat, key.world, world.embodiment)
+        policy = self.policy_in(seat, key, world.embodiment)
         guard, words = build_guard(world.embodiment.action), seat.what.words[key.world]
         examiner = Examiner(world, policy, guard, words, should_stop, seat.videos.subscribers)
         trial = seat.videos.develop(examiner(key))
@@ -154,14 +154,9 @@ def embodiment_in(seat: Seat, asked: tuple[str, str], should_stop: ShouldStop) -
     return seat.enter(*asked).embodiment
 
 
-@dataclass(frozen=True)
-class BuiltPolicy:
-    """Gives each seat a policy of its own."""
-
-    name: str
-
-    def __call__(self, seat: Seat, world: str, embodiment: Embodiment) -> Policy:
-        return seat.policy_in(self.name, world, embodiment)
+def built_policy(seat: Seat, key: TrialKey, embodiment: Embodiment) -> Policy:
+    """Give each seat a policy of its own."""
+    return seat.policy_in(key.policy, key.world, embodiment)
 
 
 @dataclass(frozen=True)
@@ -207,7 +202,7 @@ class SharedModel:
     embodiment: Embodiment
     history_steps: int
 
-    def __call__(self, seat: Seat, world: str, embodiment: Embodiment) -> Policy:
+    def __call__(self, seat: Seat, key: TrialKey, embodiment: Embodiment) -> Policy:
         """Return the policy.
 
         Raises:
@@ -215,7 +210,7 @@ class SharedModel:
         """
         if different := contract_differences(self.embodiment, embodiment):
             raise RecipeError(
-                f"'{world}' has another embodiment than '{self.first}': evaluate them one after the other. "
+                f"'{key.world}' has another embodiment than '{self.first}': evaluate them one after the other. "
                 f"{'; '.join(different)}."
             )
         return WithoutTruth(PolicySeat(partial(self.model.call, _act), seat.client, self.history_steps))

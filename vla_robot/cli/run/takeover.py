@@ -24,6 +24,10 @@ def validate_options(args: RunArgs) -> None:
     """Raise RecipeError for options that have no meaning here."""
     if args.save is not None and args.record is None:
         raise RecipeError("--save selects the episodes that --record stores: add --record FOLDER, or leave it out.")
+    if args.ask_when_unsure is not None and args.takeover is None:
+        raise RecipeError("--ask-when-unsure hands over to a person: add --takeover DEVICE, or leave it out.")
+    if args.ask_when_unsure is not None and not args.ask_when_unsure > 0:
+        raise RecipeError(f"--ask-when-unsure is {args.ask_when_unsure}; an entropy above 0 nats is needed.")
     args.page.validate_options(args.takeover, "--takeover browser opens one")
 
 
@@ -64,7 +68,15 @@ def shared_control(
         contextlib.closing(
             open_named_teleoperator(args.takeover, embodiment, instruction, page=args.page, draws=False)
         ) as teleop,
-        Takeover(policy, teleop, embodiment, row_by_row=row_by_row, look=look, on_estop=on_estop) as driver,
+        Takeover(
+            policy,
+            teleop,
+            embodiment,
+            row_by_row=row_by_row,
+            look=look,
+            on_estop=on_estop,
+            unsure_above=args.ask_when_unsure,
+        ) as driver,
     ):
         say(_how(teleop), flush=True)
         yield driver, [driver]

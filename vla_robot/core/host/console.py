@@ -2,9 +2,9 @@
 
     print, rich, logging --> SteadyStream.write --> bounded queue --> a thread --> terminal, pipe or file
 
-A closed pipe, a pipe without a reader, a full disk, a closed terminal and a character that the encoding lacks must
-not end or delay a control loop. `steady_output` replaces `sys.stdout` and `sys.stderr` for a whole process, which
-covers libraries, warnings and rich's live lines.
+A closed pipe, a pipe without a reader, a full disk, a closed terminal, a terminal that suspends what writes in its
+background, and a character that the encoding lacks must not end or delay a control loop. `steady_output` replaces
+`sys.stdout` and `sys.stderr` for a whole process, which covers libraries, warnings and rich's live lines.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import functools
 import io
 import os
 import select
+import signal
 import sys
 import threading
 import time
@@ -209,6 +210,9 @@ class SteadyStream(_Stream):
             self._thread.start()
 
     def _drain(self) -> None:
+        # `stty tostop`: a terminal sends SIGTTOU to a process in its background that writes, which suspends it; a
+        # thread that blocks the signal may write.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
         while True:
             with self._changed:
                 while not self._queue:

@@ -1,4 +1,4 @@
-"""What policies say in words, read and written: boxes.
+"""What policies are told and say in words, read and written: places of an object's words, boxes.
 
 It may import core. Tokenizers, models and pictures belong elsewhere.
 """

@@ -36,6 +36,26 @@ class Policy(Protocol):
 
 
 @runtime_checkable
+class PreparesAhead(Protocol):
+    """A policy that can do the work on an observation alone, such as resizing its frames, before `act` is called."""
+
+    @property
+    def prepares_ahead(self) -> bool:
+        """Whether that saves time: it computes on a device beside the processor, which waits meanwhile."""
+        ...
+
+    def prepare(self, observation: Observation) -> Observation:
+        """Return an observation to which `act` gives the same answer with less work, for this policy alone.
+
+        It may be called in any thread, also while another is in `act`.
+
+        Raises:
+            ContractError: a camera or the instruction does not fit.
+        """
+        ...
+
+
+@runtime_checkable
 class AnswersQuestions(Protocol):
     """A policy that also answers questions about what its cameras see, in words."""
 

@@ -19,7 +19,7 @@ from vla_robot.data.formats.lerobot.layout import EMBODIMENT, read_json, write_j
 from vla_robot.data.formats.lerobot.source import LeRobotSource
 from vla_robot.data.formats.rlds.features import to_tree
 from vla_robot.data.formats.rlds.reader import RldsDataset
-from vla_robot.data.formats.rlds.storage import Storage
+from vla_robot.data.formats.storage import Storage
 
 FILE = "conversion.json"
 IN_LEROBOT = f"meta/{FILE}"

@@ -17,7 +17,7 @@ from vla_robot.data.formats.hdf5 import SUFFIXES, hdf5_files, open_hdf5
 from vla_robot.data.formats.lerobot.layout import INFO
 from vla_robot.data.formats.lerobot.source import open_lerobot
 from vla_robot.data.formats.rlds.reader import is_rlds, open_rlds
-from vla_robot.data.formats.rlds.storage import open_storage
+from vla_robot.data.formats.storage import open_storage
 from vla_robot.recipe.reading.formats import GROUP, DatasetFormat, format_names, format_plugin
 from vla_robot.recipe.reading.plugins import plugin_names
 

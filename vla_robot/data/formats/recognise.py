@@ -22,8 +22,8 @@ from vla_robot.data.formats.conversion_metadata import FILE, read_origin
 from vla_robot.data.formats.lerobot.layout import EMBODIMENT
 from vla_robot.data.formats.open import open_source
 from vla_robot.data.formats.rlds.reader import RldsDataset, describe_rlds, is_rlds
-from vla_robot.data.formats.rlds.storage import open_storage
 from vla_robot.data.formats.source import ACTIONS, STATES, instruction_text
+from vla_robot.data.formats.storage import open_storage
 from vla_robot.data.pipeline.standardise import fields_of, misfits
 from vla_robot.recipe import available, parse, read_table
 from vla_robot.recipe.oxe import ABSOLUTE_DIMS, RELATIVE_DIMS, ActionEncoding, Cameras, SourceRecipe

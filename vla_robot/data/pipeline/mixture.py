@@ -30,7 +30,7 @@ from vla_robot.data.formats.kinds import format_at
 from vla_robot.data.formats.open import open_source
 from vla_robot.data.formats.recognise import advise, assumed_recipe, explain_unknown, facts_at, recognise
 from vla_robot.data.formats.rlds.reader import index_rlds
-from vla_robot.data.formats.rlds.storage import open_storage
+from vla_robot.data.formats.storage import open_storage
 from vla_robot.data.pipeline.shuffle import Order, Weighted
 from vla_robot.data.pipeline.steps import StepTable, is_absolute, normalised, step_table
 from vla_robot.data.pipeline.windows import Window, pad_actions

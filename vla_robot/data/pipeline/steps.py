@@ -33,6 +33,7 @@ from vla_robot.core.episode import OnProgress
 from vla_robot.core.errors import DataError
 from vla_robot.core.host.claim import Claim
 from vla_robot.core.host.durable import make_folder, rename, sync_tree, writing
+from vla_robot.core.host.user_cache import user_cache
 from vla_robot.core.normalise import QuantileStats, normalise
 from vla_robot.core.ports import EpisodeSource, TaskRunner
 from vla_robot.data.pipeline.standardise import require_fit
@@ -160,7 +161,7 @@ def _said(recipe: SourceRecipe) -> dict[str, Any]:
 
 def usual_cache() -> Path:
     """Return the folder for tables in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vla_robot" / "steps"
+    return user_cache("steps")
 
 
 _ARRAYS = ("actions", "state", "instructions", "episodes")

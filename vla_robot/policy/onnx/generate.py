@@ -21,11 +21,10 @@ from vla_robot.core.ports.answer_grammar import Grammar
 from vla_robot.policy.onnx.inputs import Ids, Inputs, filled, in_buckets, padded
 from vla_robot.policy.onnx.record import READ, Bucket, Record, TokenAnswer, see_name, step_name
 from vla_robot.policy.onnx.runtime import Graphs, value
-from vla_robot.policy.vla.codecs.rows import NOT_FINITE
+from vla_robot.policy.vla.codecs.rows import BEHIND, NOT_FINITE
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
 
-BEHIND = -1
-"""Fills a row behind the end of its answer."""
+type Logits = NDArray[np.float32]
 
 
 class GraphGenerator:
@@ -40,15 +39,17 @@ class GraphGenerator:
         for name in (see_name(bucket.rows), *(step_name(step, bucket) for step in self._answer.steps)):
             self._graphs.opened(name)
 
-    def __call__(self, inputs: Inputs, stages: StageTimer) -> Ids:
-        """Return (B, N) token ids of answers of at most N tokens, -1 behind the end of a shorter one.
+    def __call__(self, inputs: Inputs, stages: StageTimer) -> tuple[Ids, NDArray[np.float32]]:
+        """Return (B, N) token ids of answers of at most N tokens, -1 behind the end of a shorter one, and their (B, N)
+        entropy [nats], NaN for a token that was not generated.
 
         Raises:
             ContractError: a prompt is longer than the folder's graphs read.
             PolicyError: a logit is not finite.
         """
         parts = in_buckets(self._record, inputs)
-        return np.concatenate([self._inference(bucket, rows, stages).tokens() for bucket, rows in parts])
+        ids, entropy = zip(*(self._inference(bucket, rows, stages).answer() for bucket, rows in parts), strict=True)
+        return np.concatenate(ids), np.concatenate(entropy)
 
     def first(self, inputs: Inputs) -> NDArray[np.float32]:
         """Return the (B, A) logits of the first token. Raises as `__call__`."""
@@ -85,20 +86,20 @@ class _Inference:
         self._begun = None if states is None else filled(np.array(states), bucket.rows)
         self._state = self._begun  # of the grammar, before the tokens that are being guessed
 
-    def tokens(self) -> Ids:
-        """Return (B, N) ids of the real rows, those given included."""
+    def answer(self) -> tuple[Ids, NDArray[np.float32]]:
+        """Return (B, N) ids of the real rows, those given included, and their (B, N) entropy."""
         answer = self._answer
-        said = self._first(self.begin())
+        logits = self._limited(self.begin(), self._along(self._guess))
         self._stages.lap("prefill")
-        settled = list[Ids]()
+        settled = list[Logits]()
         for done in range(0, answer.tokens - int(self._counts.min()), answer.drafted):
             if done:
-                self._state = self._after(settled[-1])
+                before = settled[-1].argmax(axis=-1)
+                self._state = self._after(before)
                 if self._all_end():
                     break
-                said = self._advance(said, self._ends + done - 1)
-            said = self._settled(said, self._ends + done)
-            settled.append(said)
+                logits = self._advance(before, self._ends + done - 1)
+            settled.append(self._settled(logits, self._ends + done))
         self._stages.lap("decode")
         return self._whole(np.concatenate(settled, axis=1))
 
@@ -115,27 +116,26 @@ class _Inference:
             fed |= {"given": value(padded(self._given, rows, answer.given, 0)), "counts": value(self._counts)}
         return self._read("begin", fed)
 
-    def _settled(self, said: Ids, slots: Ids) -> Ids:
-        """Return the (rows, D) tokens that greedy decoding gives, from a first answer whose guess begins at (rows,)."""
+    def _settled(self, logits: Logits, slots: Ids) -> Logits:
+        """Return the (rows, D, A) logits of greedy decoding, from those after a guess that begins at (rows,) slots."""
         guess = self._guess
         for _ in range(self._answer.drafted - 1):
+            said = logits.argmax(axis=-1)
             if np.array_equal(said[:, :-1], guess):
                 break
             guess = said[:, :-1]
             states = self._along(guess)
-            logits = self._pass("correct", guess, slots)
-            said = np.concatenate([said[:, :1], self._best(logits, None if states is None else states[:, 1:])], axis=1)
+            following = self._limited(self._pass("correct", guess, slots), None if states is None else states[:, 1:])
+            logits = np.concatenate([logits[:, :1], following], axis=1)
             self._stages.passes += 1
-        return said
+        return logits
 
-    def _advance(self, before: Ids, slots: Ids) -> Ids:
-        """Return the first answer of the next tokens; the (rows,) slots are those of the last token before."""
+    def _advance(self, before: Ids, slots: Ids) -> Logits:
+        """Return the first logits of the next tokens; the (rows,) slots are those of the last token before."""
         self._guess = before[:, :-1]
         self._stages.passes += 1
-        return self._first(self._pass("advance", np.concatenate([before[:, -1:], self._guess], axis=1), slots))
-
-    def _first(self, logits: NDArray[np.float32]) -> Ids:
-        return self._best(logits, self._along(self._guess))
+        logits = self._pass("advance", np.concatenate([before[:, -1:], self._guess], axis=1), slots)
+        return self._limited(logits, self._along(self._guess))
 
     def _pass(self, step: str, tokens: Ids, slots: Ids) -> NDArray[np.float32]:
         columns = slots[:, None] + np.arange(tokens.shape[1])
@@ -151,11 +151,11 @@ class _Inference:
             raise PolicyError(NOT_FINITE)
         return logits
 
-    def _best(self, logits: NDArray[np.float32], states: Ids | None) -> Ids:
-        """Return the most probable rows of (rows, n, A) logits, in (rows, n) states of the grammar."""
-        if states is not None and self._codec.grammar is not None:
-            logits = np.where(self._codec.grammar.allowed[states], logits, -np.inf)
-        return logits.argmax(axis=-1)
+    def _limited(self, logits: Logits, states: Ids | None) -> Logits:
+        """Return (rows, n, A) logits, minus infinity for rows not allowed in (rows, n) states of the grammar."""
+        if states is None or self._codec.grammar is None:
+            return logits
+        return np.where(self._codec.grammar.allowed[states], logits, np.float32(-np.inf))
 
     def _along(self, said: Ids) -> Ids | None:
         """Return the (rows, n + 1) states before and after each of (rows, n) tokens; None without a grammar."""
@@ -170,16 +170,28 @@ class _Inference:
         grammar = self._codec.grammar
         return grammar is not None and self._state is not None and bool((self._state == grammar.done).all())
 
-    def _whole(self, said: Ids) -> Ids:
-        """Return the (B, N) ids of real rows of (rows, n) tokens behind what was given."""
-        ids, grammar = self._codec.ids[said], self._codec.grammar
+    def _whole(self, logits: Logits) -> tuple[Ids, NDArray[np.float32]]:
+        """Return (B, N) ids and entropy of real rows, of (rows, n, A) logits behind what was given."""
+        said, entropy, grammar = logits.argmax(axis=-1), entropy_of(logits), self._codec.grammar
+        ids = self._codec.ids[said]
         if grammar is not None and self._begun is not None:
-            ids = np.where(along(grammar, self._begun, said)[:, :-1] == grammar.done, BEHIND, ids)
+            behind = along(grammar, self._begun, said)[:, :-1] == grammar.done
+            ids, entropy = np.where(behind, BEHIND, ids), np.where(behind, np.float32(np.nan), entropy)
         whole = np.full((len(self._given), self._answer.tokens), BEHIND, dtype=np.int64)
-        for row, given, own in zip(whole, self._inputs.given, ids, strict=False):  # rows that repeat have none
-            answer = np.concatenate([given, own])[: len(row)]
-            row[: len(answer)] = answer
-        return whole
+        unsure = np.full(whole.shape, np.nan, dtype=np.float32)
+        for row, given in enumerate(self._inputs.given):
+            begun, end = len(given), min(len(given) + ids.shape[1], self._answer.tokens)
+            whole[row, :begun] = given
+            whole[row, begun:end], unsure[row, begun:end] = ids[row, : end - begun], entropy[row, : end - begun]
+        return whole, unsure
+
+
+def entropy_of(logits: Logits) -> NDArray[np.float32]:
+    """Return the (...) entropies of (..., A) logits [nats]; a row of minus infinity has probability 0."""
+    odds = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    probability = odds / odds.sum(axis=-1, keepdims=True)
+    log = np.log(probability, out=np.zeros_like(probability), where=probability > 0)
+    return -(probability * log).sum(axis=-1)
 
 
 def along(grammar: Grammar, state: Ids, said: Ids) -> Ids:

@@ -19,7 +19,7 @@ from vla_robot.policy.onnx.inputs import Inputs
 from vla_robot.policy.onnx.prompts import ExportedPrompts
 from vla_robot.policy.onnx.record import RECORD, WEIGHTS, file_names, read_record
 from vla_robot.policy.onnx.runtime import Graphs
-from vla_robot.policy.vla.inputs.reader import InputReader, chunks_of, require_observations
+from vla_robot.policy.vla.inputs.reader import InputReader, chunks_of, mean_entropy, require_observations
 from vla_robot.policy.vla.inputs.statistics import Keys, Statistics, require_statistics
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
 from vla_robot.policy.vla.small_files import STATISTICS, read_embodiment, read_statistics
@@ -33,7 +33,7 @@ class OnnxPolicy:
         record: content of its onnx.json.
         embodiment: the arm the policy was trained for, or None if the exported folder did not say.
         head: how its answers are actions.
-        generate: maps `Inputs` to answers: (B, N) token ids, or (B, K, D) normalised actions.
+        generate: maps `Inputs` to answers, (B, N) token ids or (B, K, D) normalised actions, and to entropies, or None.
     """
 
     def __init__(
@@ -77,11 +77,13 @@ class OnnxPolicy:
         head.require_dims(stats)
         inputs = self.inputs(observations, statistics_keys)
         stages.lap("preprocess")
-        rows = zip(self.generate(inputs, stages), stats, strict=True)
+        answers, entropy = self.generate(inputs, stages)
+        rows = zip(answers, stats, strict=True)
         actions = [unnormalise(head.normalised(row, len(s)), s, head.epsilon) for row, s in rows]  # each (K, D)
         stages.lap("detokenise")
         after = [head.follows(o, given) for o, given in zip(observations, inputs.given, strict=True)]
-        return chunks_of(actions, observations, stages, after)
+        unsure = None if entropy is None else [mean_entropy(row) for row in entropy]
+        return chunks_of(actions, observations, stages, after, unsure)
 
     def inputs(self, observations: Sequence[Observation], keys: Keys | None = None) -> Inputs:
         """Return what the graphs read of observations. Raises ContractError as `act`."""
@@ -99,7 +101,7 @@ class OnnxPolicy:
 
     def answers(self, observations: Sequence[Observation]) -> NDArray[Any]:
         """Return answers to observations: (B, N) token ids, or (B, K, D) normalised actions. Raises as `act`."""
-        return self.generate(self.inputs(observations), StageTimer())
+        return self.generate(self.inputs(observations), StageTimer())[0]
 
     def normalised(self, answers: NDArray[Any]) -> NDArray[np.float64]:
         """Return the (B, K, D) actions in [-1, 1] of answers."""

@@ -22,8 +22,8 @@ class GraphRegression:
         """Open the graph of one observation, so that the first answer takes no longer than the others."""
         self._graphs.opened(self._name(self._record.bucket(1, 1)))
 
-    def __call__(self, inputs: Inputs, stages: StageTimer) -> NDArray[np.float32]:
-        """Return (B, K, D) normalised actions.
+    def __call__(self, inputs: Inputs, stages: StageTimer) -> tuple[NDArray[np.float32], None]:
+        """Return (B, K, D) normalised actions, and no entropy.
 
         Raises:
             ContractError: a prompt is longer than the folder's graphs read.
@@ -31,11 +31,11 @@ class GraphRegression:
         """
         parts = [self._answered(bucket, rows) for bucket, rows in in_buckets(self._record, inputs)]
         stages.lap("decode")
-        return np.concatenate(parts)
+        return np.concatenate(parts), None
 
     def first(self, inputs: Inputs) -> NDArray[np.float32]:
         """Return the (B, K, D) actions: all are first ones. Raises as `__call__`."""
-        return self(inputs, StageTimer())
+        return self(inputs, StageTimer())[0]
 
     def _answered(self, bucket: Bucket, inputs: Inputs) -> NDArray[np.float32]:
         rows, answer = bucket.rows, self._answer

@@ -12,7 +12,7 @@ Source: moojink/openvla-oft @213c5ff8, experiments/robot/openvla_utils.py and vl
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +60,9 @@ def read_component(folder: Path, name: str, module: nn.Module, described_by: str
     return tensors
 
 
-def write_component(folder: Path, name: str, module: nn.Module) -> None:
+def write_component(folder: Path, name: str, parameters: Iterable[tuple[str, Tensor]]) -> None:
     """Write a module as the published files are: a state dictionary, its names as a distributed run saves them."""
-    tensors = {f"{_PREFIX}{key}": p.detach().cpu().clone() for key, p in module.named_parameters()}
+    tensors = {f"{_PREFIX}{key}": p.detach().cpu().clone() for key, p in parameters}
     path = folder / f"{name}{_NEWEST}"
     partial = path.with_suffix(".tmp")
     torch.save(tensors, partial)

@@ -148,11 +148,11 @@ def give_head(folder: Path, recipe: HeadRecipe, embodiment: Embodiment, chunk: i
     torch.manual_seed(seed)
     dim = block["proprio_dim"]
     if old.proprio_dim is None and dim is not None and not component_files(folder, PROPRIO_PROJECTOR):
-        write_component(folder, PROPRIO_PROJECTOR, ProprioProjector(dim, text.hidden_size))
+        write_component(folder, PROPRIO_PROJECTOR, ProprioProjector(dim, text.hidden_size).named_parameters())
     write_json(folder / "config.json", {**data, OUR_BLOCK: {**data.get(OUR_BLOCK, {}), **block}})
     module = new_head(head, chunk, text)
     if module is not None and not component_files(folder, ACTION_HEAD):
-        write_component(folder, ACTION_HEAD, module)
+        write_component(folder, ACTION_HEAD, module.named_parameters())
 
 
 def _heads(a: Architecture, text_type: str) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import CheckpointError, RecipeError
@@ -18,11 +19,12 @@ from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.policy import OpenVLAPolicy, check, load, load_with_head
 from vla_robot.policy.openvla.prompt import OpenVLAPrompts
-from vla_robot.policy.openvla.weights import load_model, save_model
+from vla_robot.policy.openvla.weights import load_model, rows_of, save_in_turn, save_model
 from vla_robot.policy.vla.heads.policy import HeadPolicy
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE
 from vla_robot.policy.vla.inputs.preprocess import Preprocessor
 from vla_robot.policy.vla.model import AnyVLAModel
+from vla_robot.policy.vla.safetensors_files import Rows
 from vla_robot.recipe.finetune import Architecture, CodecRecipe, HeadRecipe
 from vla_robot.recipe.policy import CheckpointRecipe, OFTRecipe, OpenVLAOFTRecipe, OpenVLARecipe
 
@@ -52,6 +54,7 @@ class OpenVLAFamily:
         *,
         compiled: bool = False,
         quantise: str | None = None,
+        fuse: bool | None = None,
         trainable: bool = False,
     ) -> OpenVLAPolicy | HeadPolicy[OpenVLA, OpenVLAPrompts, Preprocessor]:
         torch_device(device)  # what is not there is told before anything is read
@@ -64,6 +67,7 @@ class OpenVLAFamily:
             image_preprocessing,
             compiled=compiled,
             quantise=quantise,
+            fuse=fuse,
             trainable=trainable,
         )
 
@@ -72,6 +76,12 @@ class OpenVLAFamily:
 
     def load_model(self, folder: Path, dtype: torch.dtype, device: torch.device) -> OpenVLA:
         return load_model(folder, OpenVLAConfig.read(folder), dtype, device)
+
+    def rows(self, folder: Path) -> dict[str, Rows]:
+        return rows_of(folder, OpenVLAConfig.read(folder))
+
+    def save_in_turn(self, start: Path, folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
+        save_in_turn(start, folder, OpenVLAConfig.read(start), tensors)
 
     def on_meta(self, folder: Path) -> OpenVLA:
         with torch.device("meta"):

@@ -22,7 +22,7 @@ from torch import Tensor
 from vla_robot.core.errors import CheckpointError
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.core.normalise import BOUNDS, EPSILON, QuantileStats, unnormalise
-from vla_robot.policy.device import torch_device
+from vla_robot.policy.device import choose_attention, torch_device
 from vla_robot.policy.openvla.checkpoint import OpenVLACheckpoint, read_checkpoint
 from vla_robot.policy.openvla.components import (
     ACTION_HEAD,
@@ -96,6 +96,7 @@ class OFTPolicy:
         self.oft = oft
         self.embodiment = checkpoint.embodiment
         self.preprocessor = checkpoint.preprocessor
+        choose_attention(model.weight.device)
         self._pixels = pixels_on(model.weight.device, checkpoint.preprocessor)
         self.statistics: Mapping[str, Mapping[str, Any]] = checkpoint.config.norm_stats
         self._statistics = Statistics(self.statistics, statistics_key, BOUNDS[oft.normalisation])
@@ -114,6 +115,15 @@ class OFTPolicy:
     def device(self) -> torch.device:
         """Device of the weights."""
         return self.model.weight.device
+
+    @property
+    def prepares_ahead(self) -> bool:
+        """See `core.ports.PreparesAhead`."""
+        return self.device.type == "cuda"
+
+    def prepare(self, observation: Observation) -> Observation:
+        """See `core.ports.PreparesAhead`."""
+        return self.read.prepare(observation)
 
     def reset(self, seed: int) -> None:
         """Do nothing: regression from single observations has no memory and no randomness."""

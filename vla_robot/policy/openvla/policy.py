@@ -178,7 +178,7 @@ def load(
         require_one_graph(OpenVLA, checkpoint.config.codec)
     acting = not trainable and quantise is None
     policy = OpenVLAPolicy(
-        load_model(folder, checkpoint.config, precision, place, acting=acting),
+        load_model(folder, checkpoint.config, precision, place, acting=acting, matrices_stay=quantise is not None),
         checkpoint.preprocessor,
         checkpoint.tokenizer,
         checkpoint.config.norm_stats,

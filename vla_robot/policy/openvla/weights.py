@@ -14,8 +14,10 @@ checkpoint is ever executed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Collection, Generator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial as bound
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -39,7 +41,15 @@ from vla_robot.policy.vla import adapters, layout
 from vla_robot.policy.vla.codecs.folder import write_codec
 from vla_robot.policy.vla.codecs.mark import mark_of, require_mark
 from vla_robot.policy.vla.json_files import write_json
-from vla_robot.policy.vla.safetensors_files import SINGLE, Stored, audit, require_floats, stored_in
+from vla_robot.policy.vla.safetensors_files import (
+    SINGLE,
+    Rows,
+    Stored,
+    audit,
+    require_floats,
+    stored_in,
+    write_in_turn,
+)
 
 _LOG = logging.getLogger(__name__)
 
@@ -58,6 +68,7 @@ def load_model(
     device: torch.device,
     beside: Mapping[str, Tensor] | None = None,
     acting: bool = False,
+    matrices_stay: bool = False,
 ) -> OpenVLA:
     """Load the model of a checkpoint folder, in evaluation mode.
 
@@ -65,10 +76,12 @@ def load_model(
         folder: folder of the safetensors.
         config: sizes of the model.
         dtype: precision of the weights.
-        device: device of the weights; on torch's meta device they have no content, and only headers of files are read.
+        device: device of the weights; on torch's meta device they have no content, only headers of files are read, and
+            buffers are in main memory.
         beside: parameters by module name that are in other files (OpenVLA-OFT's), already of the right shape; those of
             a head that config.json names are read here.
         acting: use the fastest layout for acting, which cannot be trained; see `layout`.
+        matrices_stay: leave the matrices of towers and decoder in main memory, for `quantise` to fetch.
 
     Raises:
         CheckpointError: a file is missing or damaged, or tensors are missing, unexpected or of the wrong shape; the
@@ -83,9 +96,8 @@ def load_model(
     found = require_weights(folder, config, parameters)
     tensors = {name: tensor.to(device=device, dtype=dtype) for name, tensor in beside.items()}
     for_products = acting and layout.is_for(dtype, device)
-    memory = _allocate(
-        parameters, dtype, device, layout.matrices(model, model.language_model.lm_head) if for_products else ()
-    )
+    by_columns = layout.matrices(model, model.language_model.lm_head) if for_products else ()
+    memory = _allocate(parameters, dtype, device, by_columns, _matrices_of_layers(model) if matrices_stay else ())
     by_file_name = {name: memory[wanted[name]] for name in wanted}
     if device.type != "meta":
         _fill(by_file_name, found)
@@ -93,7 +105,7 @@ def load_model(
         merged = adapters.merge(folder, by_file_name, unused_names(config))
         _LOG.info("%s: LoRA adapters of %d matrices were merged into the base weights.", folder, merged)
     _assign(model, tensors | memory)
-    rebuild_buffers(model, device)
+    rebuild_buffers(model, torch.device("cpu") if device.type == "meta" else device)
     if for_products:
         layout.add_biases_afterwards(model)
     return model.requires_grad_(False).eval()
@@ -125,6 +137,30 @@ def require_weights(folder: Path, config: OpenVLAConfig, parameters: Mapping[str
     audit(folder, shapes, {name: stored.shape for name, stored in found.items()}, unused_names(config))
     require_floats(found[name] for name in shapes)
     return found
+
+
+def rows_of(folder: Path, config: OpenVLAConfig) -> dict[str, Rows]:
+    """See `Family.rows`. Component files are read whole; adapters are merged into the rows that are read."""
+    with torch.device("meta"):
+        model = OpenVLA(config)
+    beside = _components(folder, model)
+    parameters = {name: p for name, p in model.named_parameters() if name not in beside}
+    found = require_weights(folder, config, parameters)
+    rows: dict[str, Rows] = {name: found[file_name(name)].rows for name in parameters}
+    if adapters.are_in(folder):
+        shapes = {file_name(name): tuple(p.shape) for name, p in parameters.items()}
+        scale, pairs = adapters.fitting(folder, shapes, unused_names(config))
+        adapted = {name: pairs[file_name(name)] for name in parameters if file_name(name) in pairs}
+        rows |= {name: bound(_adapted, rows[name], scale, A, B) for name, (A, B) in adapted.items()}
+    return rows | {name: bound(_sliced, tensor) for name, tensor in beside.items()}
+
+
+def _adapted(base: Rows, scale: float, A: Tensor, B: Tensor, first: int, last: int) -> Tensor:
+    return base(first, last).float() + scale * (B[first:last] @ A)
+
+
+def _sliced(tensor: Tensor, first: int, last: int) -> Tensor:
+    return tensor[first:last]
 
 
 def _components(folder: Path, model: OpenVLA) -> dict[str, Tensor]:
@@ -159,8 +195,19 @@ def _assign(model: OpenVLA, tensors: dict[str, Tensor]) -> None:
         text.lm_head.weight = text.model.embed_tokens.weight  # one parameter, whose gradients add up
 
 
+def _matrices_of_layers(model: OpenVLA) -> set[str]:
+    """Return the names of the towers' and the decoder's matrices, which are most of the model."""
+    inside = ("vision_backbone.", "language_model.model.layers.")
+    linear = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    return {f"{name}.weight" for name in linear if name.startswith(inside)}
+
+
 def _allocate(
-    parameters: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device, by_columns: Collection[str]
+    parameters: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    device: torch.device,
+    by_columns: Collection[str],
+    in_main_memory: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """Allocate memory for each parameter, by name; matrices that the decoder fuses lie one after another.
 
@@ -173,7 +220,8 @@ def _allocate(
             rows = [len(parameters[n]) for n in together]
             shape = sum(rows), *parameter.shape[1:]
             empty = layout.empty_by_columns if name in by_columns else torch.empty
-            block = empty(shape, dtype=dtype, device=device)
+            place = torch.device("cpu") if name in in_main_memory else device
+            block = empty(shape, dtype=dtype, device=place)
             memory |= zip(together, block.split(rows), strict=True)
     return memory
 
@@ -196,25 +244,71 @@ def save_model(model: OpenVLA, folder: Path, carry_from: Path | None = None) -> 
     """
     make_folder(folder)
     dtype = model.projector.fc1.weight.dtype
-    apart: dict[str, nn.Module] = {} if model.action_head is None else {ACTION_HEAD: model.action_head}
-    if apart and model.proprio_projector is not None:
-        apart[PROPRIO_PROJECTOR] = model.proprio_projector
-    for name, module in apart.items():
-        write_component(folder, name, module)
+    apart = _written_apart(model)
+    for name in apart:
+        write_component(folder, name, model.get_submodule(name).named_parameters())
     merged = {n: p for n, p in model.named_parameters() if n.partition(".")[0] not in apart}
     tensors = {file_name(name): p.detach().cpu().contiguous() for name, p in merged.items()}
     tensors |= dict(_unused_tensors(model.config, carry_from, dtype))
-    partial = folder / f"{SINGLE}.tmp"
-    save_file(
-        {name: _own(t) for name, t in sorted(tensors.items())},
-        partial,
-        metadata={"format": "pt", **mark_of(model.config.codec)},
-    )
-    write_codec(model.config.codec, folder)
+    with _replaced(folder / SINGLE) as partial:
+        save_file(
+            {name: _own(t) for name, t in sorted(tensors.items())},
+            partial,
+            metadata=_metadata(model.config),
+        )
+    _write_config(model.config, folder)
+
+
+def save_in_turn(start: Path, folder: Path, config: OpenVLAConfig, tensors: Iterator[tuple[str, Tensor]]) -> None:
+    """See `Family.save_in_turn`."""
+    with torch.device("meta"):
+        model = OpenVLA(config)
+    make_folder(folder)
+    apart = _written_apart(model)
+    parameters = {n: p for n, p in model.named_parameters() if n.partition(".")[0] not in apart}
+    shapes = {file_name(name): tuple(p.shape) for name, p in parameters.items()} | unused_names(config)
+    beside: dict[str, list[tuple[str, Tensor]]] = {name: [] for name in apart}
+
+    def others() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in tensors:
+            module, _, key = name.partition(".")
+            if module in beside:  # of the start's components, or, before it had a head, of its other weights
+                beside[module].append((key, tensor))
+            else:
+                yield file_name(name), tensor
+
+    with _replaced(folder / SINGLE) as partial:
+        carried = _unused_tensors(config, start, torch.float32)
+        write_in_turn(partial, shapes, chain(others(), carried), _metadata(config))
+    for name, parts in beside.items():
+        write_component(folder, name, parts)
+    _write_config(config, folder)
+
+
+def _written_apart(model: OpenVLA) -> tuple[str, ...]:
+    """Return the modules of a model with a head that are written as component files; none without a head."""
+    if model.action_head is None:
+        return ()
+    return (ACTION_HEAD,) if model.proprio_projector is None else (ACTION_HEAD, PROPRIO_PROJECTOR)
+
+
+def _metadata(config: OpenVLAConfig) -> dict[str, str]:
+    return {"format": "pt", **mark_of(config.codec)}
+
+
+@contextmanager
+def _replaced(path: Path) -> Generator[Path]:
+    """Yield the path of a new file, which then replaces `path` at once."""
+    partial = path.with_name(f"{path.name}.tmp")
+    yield partial
     partial.chmod(0o644)  # safetensors makes it readable by its owner only
     sync_path(partial)
-    rename(partial, folder / SINGLE)
-    write_json(folder / "config.json", model.config.to_dict())
+    rename(partial, path)
+
+
+def _write_config(config: OpenVLAConfig, folder: Path) -> None:
+    write_codec(config.codec, folder)
+    write_json(folder / "config.json", config.to_dict())
 
 
 def _own(tensor: Tensor) -> Tensor:

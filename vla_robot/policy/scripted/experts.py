@@ -24,7 +24,8 @@ from vla_robot.policy.scripted.tool import TOOL_DOWN, turn_to
 GAIN = 2.0
 """An operational-space controller covers about half of a commanded step before the next one comes at 10 Hz."""
 
-UP = np.array([0.0, 0.0, 0.05])
+VERTICAL = np.array([0.0, 0.0, 1.0])
+UP = 0.05 * VERTICAL
 HELD_SLACK = 0.003
 """The fingers touch an object when they are this close to its width [m]."""
 
@@ -115,12 +116,20 @@ def cube_grasp(cube_mat: Vector, side: float) -> Grasp:
     return Grasp(held_width=across + HELD_SLACK)
 
 
-def carry(error: Vector, clearance: float, funnel: float) -> Vector:
-    """Return the (3,) motion [m] that brings a held object over its goal at a clearance, then down onto it."""
-    off_axis = float(np.hypot(error[0], error[1]))
-    rise = error[2] + float(np.clip(3 * (off_axis - funnel), 0, clearance))
+def carry(error: Vector, clearance: float, funnel: float, axis: Vector = VERTICAL) -> Vector:
+    """Return the (3,) motion [m] that comes to a goal along an axis: first to a clearance ahead of it, then onto it.
+
+    Args:
+        error: (3,) from the tool, or from what it holds, to the goal [m].
+        clearance: distance from the goal along the axis that is kept while the error beside the axis is large [m].
+        funnel: error beside the axis at which it may start to come nearer [m].
+        axis: (3,) unit vector from the goal to where it is approached from.
+    """
+    along = float(error @ axis)
+    beside = error - along * axis
+    rise = along + float(np.clip(3 * (np.linalg.norm(beside) - funnel), 0, clearance))
     sideways = 0.25 if rise > 0.02 else 1.0  # first up, so that the object hits nothing
-    return GAIN * np.array([sideways * error[0], sideways * error[1], rise])
+    return GAIN * (sideways * beside + rise * axis)
 
 
 def lift(observation: Observation) -> tuple[Vector, float]:
@@ -180,7 +189,10 @@ class Lever:
     Attributes:
         tilt: the hand leans away from the door by this; upright, its 20 cm body would hit the panel before the lever.
         reach: distance from the lever's centre within which closed fingers hold it.
+        depth: fingers that touch a lever that points down are this far ahead of its centre.
         held_width: the fingers hold the lever below this.
+        missed_width: below this nothing is between them.
+        centred: distance from the fingers' middle, across the lever, beyond which they hold only its edge and slip.
         press: length of one pressing step; the guard limits it.
         pressed: latch angle at which the lever is down.
         free: latch angle from which the door may be pulled.
@@ -189,7 +201,10 @@ class Lever:
 
     tilt: float = 0.5
     reach: float = 0.04
+    depth: float = 0.03
     held_width: float = 0.055
+    missed_width: float = 0.004
+    centred: float = 0.009
     press: float = 0.07
     pressed: float = 1.2
     free: float = 0.85
@@ -197,20 +212,29 @@ class Lever:
 
 
 def door(observation: Observation) -> tuple[Vector, float]:
-    """Grasp the lever from above, press it along its arc, and pull the door open."""
+    """Grasp the lever from ahead of its arc, press it along the arc, and pull the door open.
+
+    A lever that is let go springs back, unless the door is ajar: then it is grasped where it stays.
+    """
     truth, lever = observation.privileged, Lever()
     error = truth["handle_pos"] - truth["eef_pos"]
-    width = truth["gripper_width"][0]
-    off_axis, distance = float(np.hypot(error[0], error[1])), float(np.linalg.norm(error))
+    width, latch_angle = truth["gripper_width"][0], truth["latch_angle"][0]
     turn = turn_to(matrix_from_rotvec(np.array([-lever.tilt, 0.0, 0.0])) @ TOOL_DOWN, truth["eef_rot"])
-    if distance < lever.reach and width < lever.held_width:
-        move, gripper = _work_lever(truth["hinge_angle"][0], truth["latch_angle"][0], error, lever), GRIPPER_CLOSED
-    elif off_axis < 0.02 and abs(error[2]) < 0.015:
+    ahead = np.array([-np.sin(latch_angle), 0.0, np.cos(latch_angle)])  # at rest above the lever, pressed beside it
+    along, distance = float(error @ ahead), float(np.linalg.norm(error))
+    beside = float(np.linalg.norm(error - along * ahead))
+    deep = lever.depth * np.sin(latch_angle)
+    around = width > lever.missed_width and distance < lever.reach + deep / 2
+    if around and width < lever.held_width and abs(error[1]) < lever.centred:
+        move, gripper = _work_lever(truth["hinge_angle"][0], latch_angle, error, lever), GRIPPER_CLOSED
+    elif around and width < lever.held_width:
+        move, gripper = np.array([0.0, GAIN * error[1], 0.0]), GRIPPER_OPEN
+    elif width > lever.missed_width and beside < 0.02 and -0.015 - deep < along < 0.015:
         move, gripper = GAIN * error, GRIPPER_CLOSED
-    elif width < Grasp.open_width and distance < lever.reach:
-        move, gripper = np.zeros(3), GRIPPER_CLOSED if off_axis < 0.03 else GRIPPER_OPEN
+    elif around and width < Grasp.open_width:
+        move, gripper = np.zeros(3), GRIPPER_CLOSED if beside < 0.03 else GRIPPER_OPEN
     else:
-        move, gripper = carry(error, clearance=0.09, funnel=0.012), GRIPPER_OPEN
+        move, gripper = carry(error, clearance=0.09, funnel=0.012, axis=ahead), GRIPPER_OPEN
     return np.concatenate([move, turn]), gripper
 
 
@@ -221,7 +245,7 @@ def _work_lever(hinge_angle: float, latch_angle: float, error: Vector, lever: Le
     if not ajar and latch_angle < lever.pressed:
         move = move + lever.press * np.array([np.sin(latch_angle), 0.0, -np.cos(latch_angle)])
     if ajar or latch_angle > lever.free:
-        move = move + np.array([-0.01, 0.05, 0.0])
+        move = np.array([move[0] - 0.01, 0.05, move[2]])  # whole steps: half ones let the fingers slip off
     return move
 
 

@@ -54,21 +54,38 @@ def merge(folder: Path, weights: Mapping[str, Tensor], unused: Mapping[str, tupl
     Raises:
         CheckpointError: the adapters are not plain LoRA in safetensors, or do not fit the weights.
     """
+    scale, pairs = fitting(folder, {name: tuple(W.shape) for name, W in weights.items()}, unused)
+    for target, (A, B) in pairs.items():
+        W = weights[target]
+        W.copy_(W.float() + scale * (B @ A).to(W.device))
+    return len(pairs)
+
+
+def fitting(
+    folder: Path, shapes: Mapping[str, tuple[int, ...]], unused: Mapping[str, tuple[int, ...]]
+) -> tuple[float, dict[str, tuple[Tensor, Tensor]]]:
+    """Return s, and A and B in fp32 by the name of their matrix in the base file.
+
+    Args:
+        folder: folder of the base weights and adapters.
+        shapes: name -> shape of the base weights.
+        unused: as of `merge`.
+
+    Raises:
+        CheckpointError: as `merge`.
+    """
     scale, rank = _scale(folder)
     pairs = _pairs(folder)
     for target, (A, B) in pairs.items():
-        shape = tuple(weights[target].shape) if target in weights else unused.get(target)
+        shape = shapes.get(target, unused.get(target))
         if shape is None:
             raise CheckpointError(f"{folder / SAFETENSORS} adapts '{target}', which the base weights do not have.")
         if A.ndim != 2 or B.ndim != 2 or (B.shape[0], A.shape[1]) != shape or not A.shape[0] == B.shape[1] == rank:
-            shapes = f"B {list(B.shape)} and A {list(A.shape)}"
             raise CheckpointError(
-                f"{folder / SAFETENSORS}: {shapes} with r = {rank} do not fit '{target}' {list(shape)}."
+                f"{folder / SAFETENSORS}: B {list(B.shape)} and A {list(A.shape)} with r = {rank} do not fit "
+                f"'{target}' {list(shape)}."
             )
-        if target in weights:
-            W = weights[target]
-            W.copy_(W.float() + scale * (B.float() @ A.float()).to(W.device))
-    return sum(target in weights for target in pairs)
+    return scale, {target: (A.float(), B.float()) for target, (A, B) in pairs.items() if target in shapes}
 
 
 def _scale(folder: Path) -> tuple[float, int]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.policy.vla.checkpoint import AnyCheckpoint
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE
 from vla_robot.policy.vla.model import AnyVLAModel
 from vla_robot.policy.vla.policy import AnyVLAPolicy
+from vla_robot.policy.vla.safetensors_files import Rows
 from vla_robot.recipe.finetune import Architecture, CodecRecipe, HeadRecipe
 from vla_robot.recipe.policy import CheckpointRecipe
 
@@ -39,6 +41,7 @@ class Family(Protocol):
         *,
         compiled: bool = False,
         quantise: str | None = None,
+        fuse: bool | None = None,
         trainable: bool = False,
     ) -> AnyVLAPolicy:
         """Load a policy.
@@ -47,11 +50,12 @@ class Family(Protocol):
             folder: checkpoint in the family's published layout.
             dtype: "float32", "bfloat16" or "float16", or torch's own object.
             device: name of a device, see `policy.device.torch_device`, or torch's own object. On torch's meta device
-                no weights are read, and the policy does not act: another process sends them.
+                no weights are read, and the policy does not act; buffers that no file has are in main memory.
             statistics_key: dataset whose statistics un-normalise the actions; required if there are several.
             image_preprocessing: preprocessing of frames: "none", "rlds" or "rlds_crop".
             compiled: compile a graph for each shape of batch.
             quantise: "int8" or "int4" quantises matrices while loading; the folder keeps plain weights.
+            fuse: compile the work between matrix products; None does so on CUDA with triton.
             trainable: store matrices as optimisers need them, not as acting reads them fastest.
 
         Raises:
@@ -78,6 +82,24 @@ class Family(Protocol):
 
     def load_model(self, folder: Path, dtype: torch.dtype, device: torch.device) -> AnyVLAModel:
         """Load the model of a folder, in evaluation mode. Raises CheckpointError as `load`."""
+        ...
+
+    def rows(self, folder: Path) -> dict[str, Rows]:
+        """Return how to read rows of the weights and buffers that a folder stores, by their names in its model.
+
+        Raises:
+            CheckpointError: a file is missing or damaged, or does not fit config.json.
+        """
+        ...
+
+    def save_in_turn(self, start: Path, folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
+        """Write config.json and the weights as `save_model` does, of a model of which one tensor is there at a time.
+
+        Args:
+            start: folder of a policy with the same config.json.
+            folder: where to write; created when missing.
+            tensors: names and tensors, in the order of `rows(start)`.
+        """
         ...
 
     def on_meta(self, folder: Path) -> AnyVLAModel:

@@ -15,16 +15,24 @@ from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.messages import ActionChunk, Image, Observation
 from vla_robot.core.normalise import QuantileStats, unnormalise
 from vla_robot.core.ports import ActionCodec
+from vla_robot.policy.device import choose_attention
 from vla_robot.policy.vla.codecs.rows import decoded
 from vla_robot.policy.vla.engine.compiled import CompiledInference
 from vla_robot.policy.vla.engine.quantise import memory_bytes
 from vla_robot.policy.vla.inputs.observations import Batch, ObservationReader, check_image_sensitivity
 from vla_robot.policy.vla.inputs.preprocess import FramePreprocessor
 from vla_robot.policy.vla.inputs.prompts import Prompts
-from vla_robot.policy.vla.inputs.reader import chunks_of, committed_tokens, follows_committed, require_observations
+from vla_robot.policy.vla.inputs.reader import (
+    chunks_of,
+    committed_tokens,
+    follows_committed,
+    mean_entropy,
+    require_observations,
+)
 from vla_robot.policy.vla.inputs.statistics import Keys, Statistics
 from vla_robot.policy.vla.inputs.upload import pixels_on
 from vla_robot.policy.vla.model import VLAModel, over_words
+from vla_robot.policy.vla.reason.answer import Answer
 from vla_robot.policy.vla.reason.cpu_threads import threads_for
 from vla_robot.policy.vla.reason.generate import Generator, capped, generate_text
 from vla_robot.policy.vla.reason.reasoner import Reasoner
@@ -63,6 +71,7 @@ class VLAPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor]:
         self._statistics = Statistics(statistics, statistics_key)
         cameras = [camera.name for camera in embodiment.cameras] if embodiment else ()
         config = model.config
+        choose_attention(model.weight.device)
         self._pixels = pixels_on(model.weight.device, preprocessor)
         self.read = ObservationReader(config.inputs, self._pixels, tokenizer, self._statistics, cameras)
         self.codec: ActionCodec = config.codec
@@ -87,6 +96,15 @@ class VLAPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor]:
     def device(self) -> torch.device:
         """Device of the weights."""
         return self.model.weight.device
+
+    @property
+    def prepares_ahead(self) -> bool:
+        """See `core.ports.PreparesAhead`."""
+        return self.device.type == "cuda"
+
+    def prepare(self, observation: Observation) -> Observation:
+        """See `core.ports.PreparesAhead`."""
+        return self.read.prepare(observation)
 
     @property
     def is_compiled(self) -> bool:
@@ -121,36 +139,46 @@ class VLAPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor]:
         stages.lap("preprocess")
         # A row of fewer dimensions generates its own tokens first; later ones cannot change them.
         prefixes = [committed_tokens(o, s, self.codec) for o, s in zip(observations, stats, strict=True)]
-        tokens = self.generate(batch, max(self.codec.tokens(len(s)) for s in stats), stages, prefixes)
+        lengths = [self.codec.tokens(len(s)) for s in stats]
+        tokens, entropy = self.answer_batch(batch, max(lengths), stages, prefixes).numpy()
         actions = [unnormalise(decoded(self.codec, row, len(s)), s) for row, s in zip(tokens, stats, strict=True)]
         stages.lap("detokenise")
         after = [follows_committed(o, self.codec, prefix) for o, prefix in zip(observations, prefixes, strict=True)]
-        return chunks_of(actions, observations, stages, after)
+        unsure = [mean_entropy(row[:length]) for row, length in zip(entropy, lengths, strict=True)]
+        return chunks_of(actions, observations, stages, after, unsure)
 
-    @torch.inference_mode()
     def generate(
         self,
         batch: Batch,
         count: int,
         stages: StageTimer | None = None,
-        prefixes: Sequence[NDArray[np.int64]] | None = None,
+        prefixes: Sequence[NDArray[np.int64]] = (),
     ) -> NDArray[np.int64]:
-        """Return (B, up to count) token ids of a batch from `read`; `stages` receives the time of each stage.
+        """Return the (B, up to count) token ids of `answer_batch`, in main memory."""
+        return self.answer_batch(batch, count, stages, prefixes).numpy()[0]
 
-        An answer that ends earlier is followed by -1. With `prefixes`, each row begins with its own given ids, fewer
-        than `count`.
+    @torch.inference_mode()
+    def answer_batch(
+        self,
+        batch: Batch,
+        count: int,
+        stages: StageTimer | None = None,
+        prefixes: Sequence[NDArray[np.int64]] = (),
+    ) -> Answer:
+        """Return the answers to a batch from `read`; `stages` receives the time of each stage.
+
+        With `prefixes`, each row begins with its own given ids, fewer than `count`.
         """
         stages = stages or StageTimer()
+        begun = prefixes if any(map(len, prefixes)) else ()
         with threads_for(self.flops(batch), self.device):
             if self.in_blocks:
-                tokens = self._blocks(batch, count, stages, prefixes)
-            elif prefixes is not None and any(map(len, prefixes)):
-                prompt = self.model.prompt(batch, stages)
-                forced = [torch.from_numpy(prefix).to(prompt.embeds.device) for prefix in prefixes]
-                tokens = self._generator.continued(prompt, forced, count, stages)
-            else:
-                tokens = self._tokens(batch, count, stages)
-        return tokens.cpu().numpy()
+                return self._blocks(batch, count, stages, begun)
+            if not begun and self._compiled is not None and self._compiled.takes(batch):
+                return self._compiled(batch, count, stages)
+            prompt = self.model.prompt(batch, stages)
+            given = [torch.from_numpy(prefix).to(prompt.embeds.device) for prefix in begun]
+            return self._generator.answer(prompt, count, stages, given)
 
     @torch.inference_mode()
     def answer(self, images: Mapping[str, Image], question: str, max_tokens: int = 32) -> str:
@@ -194,11 +222,6 @@ class VLAPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor]:
         """Raise CheckpointError if the model ignores its image or its logits are not finite."""
         config = self.model.config
         check_image_sensitivity(config.inputs, config.frame, self.preprocessor, self._pixels, self._first_logits)
-
-    def _tokens(self, batch: Batch, count: int, stages: StageTimer) -> Tensor:
-        if self._compiled is not None and self._compiled.takes(batch):
-            return self._compiled(batch, count, stages)
-        return self._generator.tokens(self.model.prompt(batch, stages), count, stages)
 
     def _first_logits(self, batch: Batch) -> Tensor:
         return self._generator.first_logits(self.model.prompt(batch))

@@ -7,12 +7,15 @@ folder.
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -50,6 +53,10 @@ def _shards(folder: Path, weight_map: object) -> list[Path]:
     return [folder / name for name in sorted(plain)]
 
 
+type Rows = Callable[[int, int], Tensor]
+"""(first, last) -> rows of a stored tensor in main memory, without the last; the others are not read."""
+
+
 @dataclass(frozen=True)
 class Stored:
     """One tensor of a safetensors file.
@@ -72,12 +79,24 @@ class Stored:
 
     def read(self, file: BufferedReader, buffer: Tensor) -> Tensor:
         """Read the tensor as a view of `buffer`, (size or more,) uint8, from `file`, which is open at `path`."""
+        return self._bytes(file, 0, buffer[: self.size]).view(self.shape)
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Read rows `first` to `last`, without the last, alone; of a tensor without dimensions, all of it."""
+        if not self.shape:
+            first, last = 0, 1
+        row = self.size // max(1, self.shape[0] if self.shape else 1)
+        with self.path.open("rb") as file:
+            raw = self._bytes(file, first * row, torch.empty((last - first) * row, dtype=torch.uint8))
+        return raw.view(last - first, *self.shape[1:]) if self.shape else raw.view(())
+
+    def _bytes(self, file: BufferedReader, offset: int, raw: Tensor) -> Tensor:
+        """Fill `raw`, uint8, from an offset in the tensor on, and return it as numbers of the tensor's precision."""
         assert self.dtype is not None
-        raw = buffer[: self.size]
-        file.seek(self.begin)
-        if file.readinto(memoryview(raw.numpy())) != self.size:
+        file.seek(self.begin + offset)
+        if file.readinto(memoryview(raw.numpy())) != len(raw):
             raise CheckpointError(f"{self.path} ends within tensor '{self.name}'. Copy the file again.")
-        return raw.view(self.dtype).view(self.shape)
+        return raw.view(self.dtype)
 
 
 def stored_in(folder: Path) -> dict[str, Stored]:
@@ -86,24 +105,58 @@ def stored_in(folder: Path) -> dict[str, Stored]:
     Raises:
         CheckpointError: a file is missing, truncated or not safetensors.
     """
+    return {name: stored for path in _weight_files(folder) for name, stored in stored_at(path).items()}
+
+
+def stored_at(path: Path) -> dict[str, Stored]:
+    """Return every tensor of a file, by name; reads only its header. Raises CheckpointError as `stored_in`."""
+    try:
+        with safe_open(path, framework="pt"):
+            pass  # the library's own checks: header, overlaps, and whether the file holds what it says
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} is damaged or not safetensors ({error}). Copy the file again and compare its size."
+        ) from error
     found: dict[str, Stored] = {}
-    for path in _weight_files(folder):
-        try:
-            with safe_open(path, framework="pt"):
-                pass  # the library's own checks: header, overlaps, and whether the file holds what it says
-            with path.open("rb") as file:
-                size = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(size))
-        except (SafetensorError, OSError, ValueError, RecursionError) as error:
-            raise CheckpointError(
-                f"{path} is damaged or not safetensors ({error}). Copy the file again and compare its size."
-            ) from error
-        for name, spec in header.items():
-            if name != "__metadata__":
-                begin, end = spec["data_offsets"]
-                dtype, shape = _DTYPES.get(spec["dtype"]), tuple(spec["shape"])
-                found[name] = Stored(name, path, dtype, shape, 8 + size + begin, end - begin)
+    for name, spec in header.items():
+        if name != "__metadata__":
+            begin, end = spec["data_offsets"]
+            dtype, shape = _DTYPES.get(spec["dtype"]), tuple(spec["shape"])
+            found[name] = Stored(name, path, dtype, shape, 8 + size + begin, end - begin)
     return found
+
+
+def write_in_turn(
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    tensors: Iterable[tuple[str, Tensor]],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write a file in fp32, of whose tensors one is in memory at a time; the library's writer needs all at once.
+
+    Args:
+        path: where to write.
+        shapes: name -> shape, in the order of the file.
+        tensors: name and tensor, in this order.
+        metadata: content of the header's `__metadata__`.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, shape in shapes.items():
+        begin, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for (name, shape), (given, tensor) in zip(shapes.items(), tensors, strict=True):
+            assert (given, tuple(tensor.shape)) == (name, shape)
+            file.write(memoryview(tensor.detach().cpu().float().contiguous().view(-1).numpy()).cast("B"))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

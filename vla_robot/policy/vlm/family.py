@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,11 @@ from typing import Any
 import torch
 import transformers
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import CheckpointError, PolicyError, RecipeError
+from vla_robot.core.host.optional import require
 from vla_robot.policy.device import torch_device
 from vla_robot.policy.vla.checkpoint import Checkpoint, torch_dtype
 from vla_robot.policy.vla.codecs.bins import openvla_bins
@@ -21,6 +23,7 @@ from vla_robot.policy.vla.codecs.folder import codec_block, write_codec
 from vla_robot.policy.vla.codecs.mark import require_mark
 from vla_robot.policy.vla.codecs.plan import BINS, added_rows, codec_of_new, planned_codec
 from vla_robot.policy.vla.engine.compiled import require_compiler, require_one_graph
+from vla_robot.policy.vla.engine.compiler import is_fused
 from vla_robot.policy.vla.engine.quantise import require_quantiser
 from vla_robot.policy.vla.heads.policy import policy_class, require_tokens
 from vla_robot.policy.vla.heads.sizes import block_with_head, planned_head
@@ -31,6 +34,7 @@ from vla_robot.policy.vla.inputs.statistics import Statistics, require_statistic
 from vla_robot.policy.vla.json_files import OUR_BLOCK, read_json, require_folder, shown, write_json
 from vla_robot.policy.vla.model import AnyVLAModel
 from vla_robot.policy.vla.policy import VLAPolicy
+from vla_robot.policy.vla.safetensors_files import Rows
 from vla_robot.policy.vla.small_files import read_embodiment, read_statistics
 from vla_robot.policy.vlm.config import VLMConfig, block_of, require_plain, without_implementation
 from vla_robot.policy.vlm.layout import Layout, Place
@@ -44,6 +48,8 @@ from vla_robot.policy.vlm.weights import (
     load_vlm,
     mark_codec,
     require_weights,
+    rows_of,
+    save_in_turn,
     save_vlm,
 )
 from vla_robot.recipe.finetune import Architecture, CodecRecipe, HeadRecipe
@@ -110,6 +116,7 @@ class TransformersFamily:
         *,
         compiled: bool = False,
         quantise: str | None = None,
+        fuse: bool | None = None,
         trainable: bool = False,
     ) -> VLMPolicy:
         """See `Family`."""
@@ -120,13 +127,16 @@ class TransformersFamily:
             require_quantiser(quantise, place)
         if compiled:
             require_compiler(place)
+        is_joined = is_fused(fuse, place) and not compiled  # which fuses everything already
         checkpoint = self.read(folder, image_preprocessing)
         if compiled:
             require_tokens(checkpoint.config.head is not None)
             require_one_graph(self.model, checkpoint.config.codec)
-        model = self._model(folder, checkpoint, precision, place)
+        # Matrices that get fewer bits come to the device one by one.
+        on_the_way = quantise is not None and not trainable
+        model = self._model(folder, checkpoint, precision, torch.device("cpu") if on_the_way else place)
         if not trainable:
-            model.fix(quantise)
+            model.fix(place, quantise, is_joined)
         policy = policy_class(model)(
             model,
             checkpoint.preprocessor,
@@ -154,6 +164,14 @@ class TransformersFamily:
     def load_model(self, folder: Path, dtype: torch.dtype, device: torch.device) -> TransformersModel:
         """See `Family`."""
         return self._model(folder, self.read(folder), dtype, device)
+
+    def rows(self, folder: Path) -> dict[str, Rows]:
+        """See `Family`."""
+        return rows_of(self.on_meta(folder), folder)
+
+    def save_in_turn(self, start: Path, folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
+        """See `Family`."""
+        save_in_turn(self.on_meta(start), start, folder, tensors)
 
     def on_meta(self, folder: Path) -> TransformersModel:
         """See `Family`. Frames are uncut; without an arm and a preprocessor in the folder, they
@@ -316,10 +334,18 @@ class TransformersFamily:
     def _empty(
         self, folder: Path, config: VLMConfig, prompts: TemplatePrompts, dtype: torch.dtype
     ) -> TransformersModel:
-        """Return the model without weights, on torch's meta device; the files' headers alone are read."""
+        """Return the model without weights, on torch's meta device, and with the buffers that no file has.
+
+        The files' headers alone are read.
+        """
+        require("accelerate", "learn", "a model without weights")
+        from accelerate import init_empty_weights  # only sharded trainings need it
+
         published = require_weights(folder, self._class, config.published)
-        with torch.device("meta"):
+        with init_empty_weights(include_buffers=False):
             model = self._wrap(self._class(published), config, prompts)
+        model.layout_ids = model.layout.ids  # made where the weights are
+        model.vlm.tie_weights()  # the context copies parameters
         return model.to(dtype=dtype).requires_grad_(False).eval()
 
     def _wrap(self, vlm: Any, config: VLMConfig, prompts: TemplatePrompts) -> TransformersModel:

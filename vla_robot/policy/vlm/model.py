@@ -6,14 +6,15 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from vla_robot.core.errors import CheckpointError
 from vla_robot.policy.vla import layout
-from vla_robot.policy.vla.engine.norms import join_norms
-from vla_robot.policy.vla.engine.quantise import converter, linears, quantise_linears
+from vla_robot.policy.vla.engine.norms import fuse_pointwise, join_norms
+from vla_robot.policy.vla.engine.quantise import arriving, converter, linears, move_the_rest, quantise_linears
 from vla_robot.policy.vla.heads.build import AnyHead, new_head
 from vla_robot.policy.vla.heads.prompted import KeysValues
 from vla_robot.policy.vla.model import VLAModel
@@ -68,23 +69,28 @@ class TransformersModel(VLAModel[VLMConfig]):
             )
         return new_head(head, self.config.chunk, self._text.config)
 
-    def fix(self, quantise: str | None = None) -> None:
+    def fix(self, device: torch.device, quantise: str | None = None, fuse: bool = False) -> None:
         """Prepare for acting alone: weights stay as they are, and matrices lie as products read them fastest.
 
         Args:
+            device: where it acts, and where the model is, unless matrices are to be quantised on their way there.
             quantise: "fp8", "int8" or "int4": matrices get fewer bits; embeddings, norms and heads stay.
+            fuse: compile norms and gates, and the rounding of activations for fp8.
 
         Raises:
             PolicyError, MissingDependencyError: as `require_quantiser`.
         """
         self.is_fixed = True
+        if fuse:
+            fuse_pointwise(self.vlm)
         if quantise is not None:
             parts = linears(self.vlm) + linears(self.proprio_projector)
             layers = (layer for layer in parts if layer is not self.vlm.lm_head)
-            quantise_linears(layers, converter(quantise, self.weight.device))
+            quantise_linears(layers, arriving(converter(quantise, device, fuse), device))
+            move_the_rest(self, device)
         elif layout.is_for(self.weight.dtype, self.weight.device):
             layout.store_by_columns(self, self.vlm.lm_head)
-            join_norms(self.vlm)
+            join_norms(self.vlm)  # those that are not fused
 
     @property
     def constant(self) -> int:

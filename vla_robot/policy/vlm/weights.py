@@ -10,14 +10,20 @@ that are not are its own; every name that it could not place is an error here. N
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice, permutations
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.utils import logging
 
 from vla_robot.core.errors import CheckpointError
@@ -29,12 +35,27 @@ from vla_robot.policy.vla.codecs.mark import header_of, mark_of, require_mark
 from vla_robot.policy.vla.heads.build import PART, new_head
 from vla_robot.policy.vla.json_files import read_json, write_json
 from vla_robot.policy.vla.proprio import ProprioProjector
-from vla_robot.policy.vla.safetensors_files import audit, stored_in
+from vla_robot.policy.vla.safetensors_files import (
+    SINGLE,
+    Rows,
+    Stored,
+    audit,
+    require_floats,
+    stored_at,
+    stored_in,
+    write_in_turn,
+)
 from vla_robot.policy.vlm.config import VLMConfig
 from vla_robot.policy.vlm.model import TransformersModel
 
 EXTRAS = "vla_robot.safetensors"
 """File of the parameters that transformers' model does not have."""
+
+GENERATION = "generation_config.json"
+"""File of transformers' settings of `generate`; nothing here reads it."""
+
+COMPUTED = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
+"""Patterns of buffers that old files hold and transformers computes."""
 
 
 def load_vlm(folder: Path, vlm_class: Any, published: Mapping[str, Any], dtype: torch.dtype) -> Any:
@@ -69,13 +90,99 @@ def load_vlm(folder: Path, vlm_class: Any, published: Mapping[str, Any], dtype: 
     return vlm
 
 
+def rows_of(model: TransformersModel, folder: Path) -> dict[str, Rows]:
+    """See `Family.rows`.
+
+    Args:
+        model: the folder's model on torch's meta device.
+        folder: folder of config.json and safetensors.
+    """
+    return {name: stored.rows for name, stored in _stored(model, folder).items()}
+
+
+def save_in_turn(model: TransformersModel, start: Path, folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
+    """See `Family.save_in_turn`; names in the files are those of the start's.
+
+    Args:
+        model: the start's model on torch's meta device.
+        start, folder, tensors: as there.
+    """
+    make_folder(folder)
+    stored = _stored(model, start)
+    own = {one.name: one.shape for one in stored.values() if one.path.name != EXTRAS}
+    given = ((stored[name].name, tensor) for name, tensor in islice(tensors, len(own)))
+    write_in_turn(folder / SINGLE, own, given, {"format": "pt"})
+    published = {key: value for key, value in read_json(start / "config.json").items() if key != "torch_dtype"}
+    write_json(folder / "config.json", {**published, "dtype": "float32"})
+    if (start / GENERATION).is_file():
+        shutil.copyfile(start / GENERATION, folder / GENERATION)
+    _write_extras({name: tensor.detach().cpu() for name, tensor in tensors}, model.config, folder)
+
+
+def _stored(model: TransformersModel, folder: Path) -> dict[str, Stored]:
+    """Return where a folder has each parameter and buffer of a model, by their names in it; extras come last."""
+    found = {f"vlm.{name}": stored for name, stored in _stored_by_name(model.vlm, folder).items()}
+    return {**found, **stored_at(folder / EXTRAS)} if _require_extras(model, folder) else found
+
+
+def _stored_by_name(vlm: Any, folder: Path) -> dict[str, Stored]:
+    """Return where the files have each parameter and buffer, by its first name in this version of transformers.
+
+    Raises:
+        CheckpointError: one is missing, unexpected or of another shape, or the library would compute it from others.
+    """
+    wanted = {name: tuple(tensor.shape) for name, tensor in vlm.state_dict().items()}
+    rules = get_model_conversion_mapping(vlm)
+    found = {_renamed(name, vlm, rules, wanted, folder): stored for name, stored in stored_in(folder).items()}
+    found |= {name: found[one] for one, name in _tied(vlm) if one in found and name not in found}
+    ignored = re.compile("|".join([*(vlm._keys_to_ignore_on_load_unexpected or ()), *COMPUTED]))
+    shapes = {name: stored.shape for name, stored in found.items() if name in wanted or not ignored.search(name)}
+    audit(folder, wanted, shapes, {})
+    require_floats(found[name] for name in wanted)
+    once = {name for name, _ in (*vlm.named_parameters(), *vlm.named_buffers())}
+    return {name: found[name] for name in wanted if name in once}
+
+
+def _renamed(name: str, vlm: Any, rules: Sequence[Any], wanted: Mapping[str, Any], folder: Path) -> str:
+    """Return the name that the library gives to a tensor of a file."""
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    new, converted = rename_source_key(name, renamings, converters, vlm.base_model_prefix, dict(wanted))
+    if new not in wanted and name in wanted:
+        return name
+    if new in wanted and converted is not None:
+        raise CheckpointError(
+            f"'{name}' in {folder} is of an older layout, from which transformers computes its weights: load and save "
+            'the model once with transformers, or train it without "shard".'
+        )
+    return new
+
+
+def _tied(vlm: Any) -> list[tuple[str, str]]:
+    """Return the pairs of names of one parameter."""
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, parameter in vlm.named_parameters(remove_duplicate=False):
+        names[id(parameter)].append(name)
+    return [pair for same in names.values() for pair in permutations(same, 2)]
+
+
 def fill_extras(model: TransformersModel, folder: Path) -> None:
     """Read the parameters that transformers' model does not have into their memory.
 
     Raises:
         CheckpointError: the file is missing or damaged, or does not fit.
     """
-    wanted = dict(_extras(model))
+    if not _require_extras(model, folder):
+        return
+    found = _read_extras(folder / EXTRAS)
+    with torch.no_grad():
+        for name, parameter in _extras(model):
+            parameter.copy_(found[name])
+
+
+def _require_extras(model: TransformersModel, folder: Path) -> bool:
+    """Return whether there must be a file of extras. Raises CheckpointError unless its header fits the model."""
+    wanted = {name: tuple(p.shape) for name, p in _extras(model)}
     path = folder / EXTRAS
     require_mark(path, model.config.codec)
     if not wanted:
@@ -83,17 +190,13 @@ def fill_extras(model: TransformersModel, folder: Path) -> None:
             raise CheckpointError(
                 f"{path} is there, but config.json names no proprio_dim and no head; one of the two is wrong."
             )
-        return
+        return False
     if not path.is_file():
         raise CheckpointError(
             f"{path} is missing; it holds the projector of the arm's state and the action head. Copy it again."
         )
-    found = _read_extras(path)
-    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
-    audit(path, {name: tuple(p.shape) for name, p in wanted.items()}, shapes, {})
-    with torch.no_grad():
-        for name, parameter in wanted.items():
-            parameter.copy_(found[name])
+    audit(path, wanted, {name: stored.shape for name, stored in stored_at(path).items()}, {})
+    return True
 
 
 def _read_extras(path: Path) -> dict[str, Tensor]:
@@ -127,10 +230,14 @@ def save_vlm(model: TransformersModel, folder: Path) -> None:
     with _without_bars():
         model.vlm.save_pretrained(str(folder))
     write_json(folder / "config.json", model.config.with_block(read_json(folder / "config.json")))
-    extras = {name: p.detach().cpu().contiguous() for name, p in _extras(model)}
-    if extras or not is_in_config(model.config.codec):
-        save_file(extras, folder / EXTRAS, metadata={"format": "pt", **mark_of(model.config.codec)})
-    write_codec(model.config.codec, folder)
+    _write_extras({name: p.detach().cpu().contiguous() for name, p in _extras(model)}, model.config, folder)
+
+
+def _write_extras(extras: Mapping[str, Tensor], config: VLMConfig, folder: Path) -> None:
+    """Write the parameters that transformers' model does not have, and the codec."""
+    if extras or not is_in_config(config.codec):
+        save_file(dict(extras), folder / EXTRAS, metadata={"format": "pt", **mark_of(config.codec)})
+    write_codec(config.codec, folder)
 
 
 def grow(folder: Path, vlm_class: Any, published: Mapping[str, Any], vocabulary: int) -> None:

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock
 from vla_robot.core.errors import ContractError, PolicyError, VlaError, WorldError
 from vla_robot.core.messages import ActionChunk, Clamp, Observation, StepResult, Vector
 from vla_robot.core.ports import ActionFilter, Arm, ReportsStages, Streamed
-from vla_robot.core.robot import Tick, TimeLimits
+from vla_robot.core.robot import Mode, Tick, TimeLimits
 from vla_robot.safety.chunk import ChunkBuffer, ChunkMerge
 from vla_robot.safety.delay import DelayEstimator
 from vla_robot.safety.filter import LimitStopError
@@ -98,6 +99,20 @@ class ExecutionConfig:
     def __post_init__(self) -> None:
         if not 0 < self.max_age_s <= 10:
             raise ContractError(f"max_age_s is {self.max_age_s:g}; it must be above 0 and at most 10 s.")
+
+
+class _Due(NamedTuple):
+    """An action whose tick has come: its chunk, and (D,) the action after merging chunks."""
+
+    chunk: ActionChunk
+    row: Vector
+
+
+class _Allowed(NamedTuple):
+    """(D,) what the limits left of an action, and what they cut."""
+
+    action: Vector
+    clamps: tuple[Clamp, ...]
 
 
 class Bridge:
@@ -234,26 +249,20 @@ class Bridge:
         before = self._observation
         assert before is not None and self.running
         verdict = self._verdict()
-        wanted, clamps, obs_stamp_ns, cause_step, intervention = None, (), 0, NOTHING_PROCESSED, False
         if verdict.mode == "stopped":
             return self._stopped(verdict)
-        chunk, row = self._due(before.step, verdict)
-        allowed = None
-        if chunk is not None and row is not None:
-            allowed, clamps = self._allowed(chunk, row, before.state)
+        due = self._due(before.step, verdict)
+        allowed = None if due is None else self._allowed(due, before.state)
         released_ns = self._clock.now_ns()
-        if chunk is None or row is None or allowed is None:
-            result, mode, reason = self._held(before), "hold", self._why_held(verdict)
+        if due is None or allowed is None:
+            tick = self._tick_of(self._held(before), "hold", self._why_held(verdict))
         else:
-            wanted, obs_stamp_ns, cause_step, intervention = row, chunk.stamp_ns, chunk.step, chunk.intervention
-            result, mode, reason = self._command(allowed), "run", ""
-            self._last_processed, self._refusal = max(self._last_processed, chunk.step), ""
-        result = replace(result, clamps=(*clamps, *result.clamps), command_ns=result.command_ns or released_ns)
-        result = replace(result, observation=self._promised(result.observation))
+            tick = self._executed(due, allowed)
+        command_ns = tick.result.command_ns or released_ns
+        result = replace(tick.result, command_ns=command_ns, observation=self._promised(tick.result.observation))
+        tick = replace(tick, result=result)
         self._observation, self._commanded_ns = result.observation, released_ns
-        processed, dropped = self._last_processed, self.dropped_rows
-        tick = Tick(result, mode, reason, processed, obs_stamp_ns, dropped, intervention, cause_step, wanted)
-        self._listener(Ticked(before, wanted, tick))
+        self._listener(Ticked(before, tick.wanted, tick))
         if tick.over:
             self._finish(_outcome(result), "")
             if not self._arm.can_wait:
@@ -320,6 +329,24 @@ class Bridge:
             self.arm_stages.setdefault(stage, RecentTimes()).add(round(time_ms * NS_PER_MS))
         return result
 
+    def _executed(self, due: _Due, allowed: _Allowed) -> Tick:
+        """Command what the limits left of the due action."""
+        chunk, result = due.chunk, self._command(allowed.action)
+        result = replace(result, clamps=(*allowed.clamps, *result.clamps))
+        self._last_processed, self._refusal = max(self._last_processed, chunk.step), ""
+        return replace(
+            self._tick_of(result, "run", ""),
+            obs_stamp_ns=chunk.stamp_ns,
+            cause_step=chunk.step,
+            wanted=due.row,
+            intervention=chunk.intervention,
+            entropy=chunk.entropy,
+        )
+
+    def _tick_of(self, result: StepResult, mode: Mode, reason: str) -> Tick:
+        """Return a tick that no chunk caused."""
+        return Tick(result, mode, reason, self._last_processed, obs_stamp_ns=0, dropped_rows=self.dropped_rows)
+
     def _held(self, before: Observation) -> StepResult:
         """Brake within the limits, then hold the pose."""
         if self._limits.moving:
@@ -341,7 +368,7 @@ class Bridge:
         assert before is not None
         nothing = StepResult(before, None, False, False, False)
         reason = "; ".join(filter(None, (verdict.reason, self.unstopped)))
-        tick = Tick(nothing, "stopped", reason, self._last_processed, 0, self.dropped_rows)
+        tick = self._tick_of(nothing, "stopped", reason)
         self._finish("stopped", reason)
         return tick
 
@@ -392,7 +419,7 @@ class Bridge:
         result = self._command(self._limits.brake(before.state))
         result = replace(result, command_ns=result.command_ns or released_ns)
         self._observation, self._commanded_ns = result.observation, released_ns
-        tick = Tick(result, "hold", f"braking: {reason}", self._last_processed, 0, self.dropped_rows)
+        tick = self._tick_of(result, "hold", f"braking: {reason}")
         self._ramp.append(tick)
         self._listener(Ticked(before, None, tick))
 
@@ -421,28 +448,25 @@ class Bridge:
         for row in chunk.actions:
             require_action(row, self._arm.embodiment.action, PolicyError)
 
-    def _due(self, step: int, verdict: Verdict) -> tuple[ActionChunk, Vector] | tuple[None, None]:
-        """Return the chunk and the action of this tick, or two None."""
+    def _due(self, step: int, verdict: Verdict) -> _Due | None:
+        """Return the action of this tick; None if there is none."""
         if verdict.mode != "run" or self._chunk is None:
             self._plan.clear()
-            return None, None
+            return None
         row = self._plan.pop(step)
-        return (None, None) if row is None else (self._chunk, row)
+        return None if row is None else _Due(self._chunk, row)
 
-    def _allowed(
-        self, chunk: ActionChunk, row: Vector, state: Vector
-    ) -> tuple[Vector, tuple[Clamp, ...]] | tuple[None, tuple[()]]:
-        """Return the action within the limits and its clamps; None if it is too old or may not be sent."""
+    def _allowed(self, due: _Due, state: Vector) -> _Allowed | None:
+        """Return the action within the limits; None if it is too old or may not be sent."""
         try:
-            self._require_young(chunk)
-            return self._limits.check(row, state)
+            self._require_young(due.chunk)
+            return _Allowed(*self._limits.check(due.row, state))
         except LimitStopError as error:
-            self._refuse(chunk.step, str(error))
+            self._refuse(due.chunk.step, str(error))
             self.emergency_stop(f"a limit: {error}")
-            return None, ()
         except PolicyError as error:
-            self._refuse(chunk.step, str(error))
-            return None, ()
+            self._refuse(due.chunk.step, str(error))
+        return None
 
     def _require_young(self, chunk: ActionChunk) -> None:
         """Raise PolicyError for an action that is too old. In lockstep the world waits, so age does not count."""

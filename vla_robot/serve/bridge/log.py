@@ -191,4 +191,5 @@ def _step(event: Ticked) -> EpisodeStep:
         intervention=event.tick.intervention,
         held=event.wanted is None,
         wanted=event.wanted,
+        entropy=event.tick.entropy,
     )

@@ -7,6 +7,8 @@ recent client is waiting already: one robot alone never waits for others. A clie
 replaces its older one, which is answered with an error. A request whose deadline passed is dropped, and a row that
 cannot be answered fails alone.
 
+What an observation alone needs, such as resized frames, may be done while the model computes (`ahead`).
+
 Several threads may each run a copy of the model: they take from one line, so the rules above hold for all of them
 together. Idle copies share what waits, and a batch whose copy is lost goes back to the head of the line once.
 
@@ -30,6 +32,7 @@ from typing import Any
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock
 from vla_robot.core.errors import ContractError, OverdueError, PolicyError, SupersededError, VlaError, in_words
 from vla_robot.core.messages import ActionChunk, Observation
+from vla_robot.serve.policy.ahead import Ahead, Prepare
 from vla_robot.serve.policy.tally import RETRIED, Answer, Tally
 
 Act = Callable[[Sequence[Observation], Sequence[str | None]], list[ActionChunk]]
@@ -66,6 +69,7 @@ class Request:
         deadline_ns: time at which the client stops waiting, on the batcher's clock; None: never.
         since_ns: time at which it began to wait; set by the line.
         losses: number of models that were lost while they computed its answer.
+        prepared: its observation, once it is prepared; set by the batcher.
     """
 
     client: Hashable
@@ -75,6 +79,7 @@ class Request:
     deadline_ns: int | None = None
     since_ns: int = 0
     losses: int = 0
+    prepared: Future[Observation] | None = None
 
 
 class Line:
@@ -203,14 +208,16 @@ class _Taken:
 class Batcher:
     """Answers requests in batches, in the threads that call `run`: one, or one for each copy of the model."""
 
-    def __init__(self, act: Act, line: Line, clock: Clock | None = None) -> None:
+    def __init__(self, act: Act, line: Line, clock: Clock | None = None, prepare: Prepare | None = None) -> None:
         """
         Args:
             act: runs the model.
             line: queue of the requests.
             clock: clock of the deadlines.
+            prepare: prepares an observation for `act` while it runs; None where that saves nothing.
         """
         self._act = act
+        self._ahead = None if prepare is None else Ahead(prepare)
         self._line = line
         self._clock = clock or MonotonicClock()
         self._changed = threading.Condition()
@@ -227,6 +234,7 @@ class Batcher:
                 if self._closed:
                     raise PolicyError("the policy server is shutting down.")
                 _require_bounded(request.observation)
+                request = self._begun(request)
                 older = self._line.put(request, self._clock.now_ns())
             except VlaError as error:
                 refusal = error
@@ -300,6 +308,8 @@ class Batcher:
             self._changed.notify_all()
         for request in rest:
             self._tell(request, PolicyError("the policy server is shutting down."))
+        if self._ahead is not None:
+            self._ahead.close()
 
     def status(self) -> dict[str, Any]:
         """Return counts and quantiles since the start, without waiting for the model."""
@@ -377,7 +387,7 @@ class Batcher:
             ModelLostError: the model is gone; no row can be blamed.
         """
         try:
-            chunks = act([r.observation for r in batch], [r.statistics_key for r in batch])
+            chunks = act([self._seen(r) for r in batch], [r.statistics_key for r in batch])
             if len(chunks) != len(batch):
                 raise PolicyError(f"the policy gave {len(chunks)} answers to {len(batch)} observations.")
             return list(chunks)
@@ -397,7 +407,19 @@ class Batcher:
         half = len(batch) // 2
         return self._answers(batch[:half], act) + self._answers(batch[half:], act)
 
+    def _begun(self, request: Request) -> Request:
+        """Return a request that is being prepared, if that saves time."""
+        return request if self._ahead is None else replace(request, prepared=self._ahead.begin(request.observation))
+
+    def _seen(self, request: Request) -> Observation:
+        """Return what the model gets of a request. Raises what preparing it raises."""
+        if self._ahead is None or request.prepared is None:
+            return request.observation
+        return self._ahead.result(request.observation, request.prepared)
+
     def _tell(self, request: Request, answer: Answer) -> None:
+        if request.prepared is not None:
+            request.prepared.cancel()  # its client has its answer
         self.tally.answered(answer)
         try:
             request.answer(answer)

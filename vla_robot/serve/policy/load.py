@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import ContractError, RecipeError
 from vla_robot.core.host.optional import require
+from vla_robot.core.ports import PreparesAhead
 from vla_robot.core.ports.tasks import Resources
 from vla_robot.core.ports.wrapped_policy import history_steps
 from vla_robot.recipe.policy import CheckpointRecipe, OnnxRecipe, WeightsRecipe
 from vla_robot.recipe.policy_source import PolicySource
+from vla_robot.serve.policy.ahead import Prepare
 from vla_robot.serve.policy.batcher import Act
 
 MODEL_MB, MODEL_SHARE = 1000, 1.5
@@ -18,8 +21,23 @@ MODEL_MB, MODEL_SHARE = 1000, 1.5
 WEIGHT_FILES = ("*.safetensors", "*.pt", "weights.bin")
 
 
-def build_served_policy(source: PolicySource) -> tuple[Act, Embodiment | None]:
-    """Build a policy in this process for remote clients; also return its embodiment, if the checkpoint names one.
+@dataclass(frozen=True)
+class ServedPolicy:
+    """A policy in this process, for remote clients.
+
+    Attributes:
+        act: answers observations, prepared or not.
+        embodiment: the arm that it was trained for; None if its checkpoint does not say.
+        prepare: prepares an observation for `act` in another thread; None where that saves nothing.
+    """
+
+    act: Act
+    embodiment: Embodiment | None
+    prepare: Prepare | None = None
+
+
+def build_served_policy(source: PolicySource) -> ServedPolicy:
+    """Build a policy in this process for remote clients.
 
     Raises:
         ContractError: it needs the simulator's state, or the embodiment of one arm.
@@ -36,7 +54,8 @@ def build_served_policy(source: PolicySource) -> tuple[Act, Embodiment | None]:
             f"the loop's own process: vla run --policy {source}."
         )
     act = _seeing_mirrored(policy.act) if recipe.mirror else policy.act
-    return (act if recipe.rows is None else _with_rows(act, recipe.rows)), policy.embodiment
+    act = act if recipe.rows is None else _with_rows(act, recipe.rows)
+    return ServedPolicy(act, policy.embodiment, _prepare_of(policy, recipe.mirror))
 
 
 def weights_of(source: PolicySource) -> WeightsRecipe:
@@ -79,9 +98,19 @@ def model_needs(source: PolicySource, *, has_gpu: bool) -> Resources:
     return Resources(1.0, round(MODEL_MB + MODEL_SHARE * files_mb), 1.0 if wants_gpu else 0.0)
 
 
+def _prepare_of(policy: object, mirror: bool) -> Prepare | None:
+    """Return what prepares a policy's observations, which it sees mirrored or not; None where that saves nothing."""
+    if not isinstance(policy, PreparesAhead) or not policy.prepares_ahead:
+        return None
+    from vla_robot.policy.adapter import mirrored
+
+    return (lambda observation: policy.prepare(mirrored(observation))) if mirror else policy.prepare
+
+
 def _seeing_mirrored(act: Act) -> Act:
     from vla_robot.policy.adapter import mirrored
 
+    # A prepared observation has no images any more, so that nothing of it is mirrored again.
     return lambda observations, keys: act([mirrored(observation) for observation in observations], keys)
 
 

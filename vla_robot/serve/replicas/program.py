@@ -141,8 +141,8 @@ def load(source: PolicySource, replica: int) -> Ready:
     from vla_robot.serve.policy.load import build_served_policy, device_of
 
     own = _on_own_gpu(source, replica)
-    act, embodiment = build_served_policy(own)
-    return Ready(act, embodiment, device_of(own) or "")
+    policy = build_served_policy(own)
+    return Ready(policy.act, policy.embodiment, device_of(own) or "")
 
 
 def _on_own_gpu(source: PolicySource, replica: int) -> PolicySource:

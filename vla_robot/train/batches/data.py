@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -19,10 +19,11 @@ from vla_robot.data.pipeline.step_parts import EPISODE
 from vla_robot.data.pipeline.steps import StepTable
 from vla_robot.data.pipeline.windows import Window
 from vla_robot.policy.vla.policy import AnyVLAPolicy
-from vla_robot.recipe.finetune import DemosFinetuneRecipe, MixtureFinetuneRecipe
+from vla_robot.recipe.finetune import DemosFinetuneRecipe, FinetuneRecipe, MixtureFinetuneRecipe
 from vla_robot.train.batches.augment import OpenVLAAugment, RandomShift
 from vla_robot.train.batches.frames import Batch
 from vla_robot.train.batches.stream import Batches, Encoder, Kept, MixtureStream
+from vla_robot.train.batches.wordings import Wordings, require_known
 from vla_robot.train.parallel.ddp import Ranks
 
 HELD_OUT = 2
@@ -77,7 +78,8 @@ def data_of_demos(
     """Encode demonstrations once and keep them in memory, as a mixture whose datasets share their statistics.
 
     Raises:
-        DataError: no frame is left to train on, in all or in a dataset that has a weight.
+        DataError: no frame is left to train on, in all or in a dataset that has a weight; or the recipe's wordings
+            are of no instruction.
     """
     assert policy.embodiment is not None
     cameras = tuple(camera.name for camera in policy.embodiment.cameras)
@@ -90,10 +92,10 @@ def data_of_demos(
     held = datasets_of(demos, recipe.dataset_name, choices, is_held, statistics)
     rows, order = _order(recipe, demos, [len(dataset) for dataset in train])
     shift = RandomShift(recipe.shift_px, recipe.seed, rows) if recipe.shift_px else None
-    encoder = Encoder.of(policy, cameras, shift, as_acting=True, seed=recipe.seed)
+    encoder = Encoder.of(policy, cameras, shift, _wordings(recipe, demos.texts), as_acting=True, seed=recipe.seed)
     mixture = Mixture(train, recipe.weights or (1.0,) * len(train), recipe.seed, order)
     kept = Kept([*train, *held], encoder, on_frames)
-    plain = replace(encoder, augment=None)
+    plain = replace(encoder, augment=None, wordings=None)
     measured = [(len(train) + which, step) for which, dataset in enumerate(held) for step in range(len(dataset))]
 
     def held_out() -> Iterator[Batch]:
@@ -171,15 +173,17 @@ def data_of_mixture(
     """Read a mixture of any size while training, in the reference's order and with its augmentation.
 
     Raises:
-        DataError: the mixture does not fit the policy, or has no validation split although `held_out` is set.
+        DataError: the mixture does not fit the policy, or has no validation split although `held_out` is set; or the
+            recipe's wordings are of no instruction.
     """
     augment = OpenVLAAugment(recipe.seed) if recipe.augment else None
-    encoder = Encoder.of(policy, recipe.cameras, augment, seed=recipe.seed)
+    texts = [text for dataset in mixture.datasets for text in dataset.table.texts]
+    encoder = Encoder.of(policy, recipe.cameras, augment, _wordings(recipe, texts), seed=recipe.seed)
     stream = MixtureStream(mixture, encoder, ranks.share(recipe.robot_rows), ranks.rank, ranks.count)
     measured: MixtureStream | None = None
     if recipe.held_out:
         val = _validation(recipe, on_progress, policy.model.config.chunk)
-        measured = MixtureStream(val, replace(encoder, augment=None), HELD_OUT_ROWS)
+        measured = MixtureStream(val, replace(encoder, augment=None, wordings=None), HELD_OUT_ROWS)
 
     def held_out() -> Iterator[Batch]:
         if measured is not None:
@@ -203,6 +207,12 @@ def open_recipe_mixture(
     """
     choices = Choices(split=split, window=Window(future=chunk - 1), cameras=recipe.cameras, seed=recipe.seed)
     return open_mixture(recipe.mixture, recipe.root, choices, on_progress=on_progress)
+
+
+def _wordings(recipe: FinetuneRecipe, texts: Collection[str]) -> Wordings | None:
+    """Return what says the data's instructions in other words. Raises DataError as `require_known`."""
+    require_known(recipe.wordings, texts)
+    return Wordings(recipe.wordings, recipe.seed) if recipe.wordings else None
 
 
 def _validation(recipe: MixtureFinetuneRecipe, on_progress: Callable[[str, int, int], None], chunk: int) -> Mixture:

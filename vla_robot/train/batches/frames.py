@@ -70,6 +70,7 @@ class Rows:
         labels: (F, L) int64.
         state: (F, P) float32 in [-1, 1], or None.
         actions: (F, K, D) float32, normalised, or None.
+        instructions: (F,) text, what the robot is told, or None.
     """
 
     frames: NDArray[np.uint8]
@@ -78,6 +79,7 @@ class Rows:
     labels: NDArray[np.int64]
     state: NDArray[np.float32] | None
     actions: NDArray[np.float32] | None = None
+    instructions: NDArray[np.str_] | None = None
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -100,6 +102,13 @@ def ends_of(actions: NDArray[np.floating], tokenizer: Prompts) -> list[NDArray[n
 def _ended(ids: NDArray[np.int64], end: int) -> NDArray[np.int64]:
     """Return the ids with the end token, which a codec may say itself."""
     return ids if ids[-1] == end else np.append(ids, end)
+
+
+def reworded(rows: Rows, prompts: Sequence[NDArray[np.int64]], pad_id: int) -> Rows:
+    """Return rows with other prompts before the same answers."""
+    answers = (labels[labels != IGNORE] for labels in rows.labels)
+    input_ids, labels = labelled(prompts, answers, pad_id)
+    return replace(rows, input_ids=input_ids, labels=labels)
 
 
 def labelled(

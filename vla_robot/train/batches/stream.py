@@ -35,7 +35,8 @@ from vla_robot.policy.vla.inputs.preprocess import FramePreprocessor
 from vla_robot.policy.vla.inputs.prompts import Prompts
 from vla_robot.policy.vla.policy import AnyVLAPolicy
 from vla_robot.train.batches.augment import Augment
-from vla_robot.train.batches.frames import Batch, Rows, answers_of, ends_of, labelled
+from vla_robot.train.batches.frames import Batch, Rows, answers_of, ends_of, labelled, reworded
+from vla_robot.train.batches.wordings import Wordings
 
 KEPT_AT_ONCE, DECODE_THREADS = 256, 4
 """Samples that are decoded together, and threads that decode them. OpenCV and Pillow release the GIL meanwhile."""
@@ -62,6 +63,7 @@ class Encoder:
         frame_shape: height and width of a resized frame [px].
         present: index of the present action in a window.
         augment: augmentation of the frames; None leaves them as they are.
+        wordings: says the instructions in other words; None leaves them as they are.
         seed: seed of the random numbers of an action head; a sample's depend on it and the sample's number.
         has_head: whether an action head gives the actions, which then have no tokens.
         as_acting: True makes frames square as the policy does when it acts; False resizes them by Lanczos, as the
@@ -78,6 +80,7 @@ class Encoder:
     frame_shape: tuple[int, int]
     present: int = 0
     augment: Augment | None = None
+    wordings: Wordings | None = None
     as_acting: bool = False
     seed: int = 0
     has_head: bool = False
@@ -88,6 +91,7 @@ class Encoder:
         policy: AnyVLAPolicy,
         cameras: tuple[str, ...] = ("primary",),
         augment: Augment | None = None,
+        wordings: Wordings | None = None,
         *,
         as_acting: bool = False,
         seed: int = 0,
@@ -110,6 +114,7 @@ class Encoder:
             cameras=cameras,
             frame_shape=_frame_shape(policy),
             augment=augment,
+            wordings=wordings,
             as_acting=as_acting,
             seed=seed,
             has_head=config.head is not None,
@@ -139,7 +144,8 @@ class Encoder:
         return self.batch(self.rows(samples, frames, is_there), numbers)
 
     def batch(self, rows: Rows, numbers: NDArray[np.int64]) -> Batch:
-        """Return rows as a batch, augmented by their (B,) sample `numbers` and normalised."""
+        """Return rows as a batch, augmented and reworded by their (B,) sample `numbers`, and normalised."""
+        rows = self._reworded(rows, numbers)
         frames = torch.from_numpy(rows.frames)
         if self.augment is not None:
             frames = self.augment(frames, torch.from_numpy(rows.is_there), numbers)
@@ -168,7 +174,15 @@ class Encoder:
         reads_state = self.proprio_dim is not None
         state = np.stack([sample.state[-1] for sample in samples]).astype(np.float32) if reads_state else None
         learned = said if self.has_head else actions  # tokens have the answer, so that a batch keeps the whole window
-        return Rows(frames, is_there, input_ids, labels, state, learned.astype(np.float32))
+        instructions = np.array([sample.instruction for sample in samples]) if self.wordings else None
+        return Rows(frames, is_there, input_ids, labels, state, learned.astype(np.float32), instructions)
+
+    def _reworded(self, rows: Rows, numbers: NDArray[np.int64]) -> Rows:
+        if self.wordings is None or rows.instructions is None:
+            return rows
+        said = [self.wordings(str(text), int(n)) for text, n in zip(rows.instructions, numbers, strict=True)]
+        prompts = {text: self.tokenizer(text) for text in set(said)}
+        return reworded(rows, [prompts[text] for text in said], self.pad_id)
 
     def squares(
         self, samples: Sequence[Sample], pool: ThreadPoolExecutor | None = None

@@ -4,41 +4,55 @@
     forward           a block's weights are gathered before it runs and freed after it
     backward          they are gathered again; each rank keeps the summed gradients of its own rows
 
-The functions return tensors of an unsharded model unchanged, so that checkpoints have one format,
-whole tensors, which any number of processes can read.
+The functions return tensors of an unsharded model unchanged, so that one trainer trains both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
+from vla_robot.core.errors import CheckpointError
 from vla_robot.policy.vla.model import AnyVLAModel, TrainingOutput
+from vla_robot.policy.vla.safetensors_files import Rows
 
 
-def shard(model: AnyVLAModel, device: torch.device, count: int) -> None:
-    """Shard a model block by block and keep only this rank's part on its device, which never holds the whole model.
+def shard(model: AnyVLAModel, device: torch.device, count: int, stored: Mapping[str, Rows]) -> None:
+    """Shard a model block by block; each rank reads its own rows of the weights, and none ever holds the whole model.
 
     Args:
-        model: the model in main memory at the first rank; at the others one without weights, on torch's meta device.
+        model: on torch's meta device; tensors that have values, such as new adapters, are the same at all ranks.
         device: this rank's device.
         count: number of ranks.
+        stored: reads rows of a tensor, by its name in the model before `adapt`; see `Family.rows`.
+
+    Raises:
+        CheckpointError: a file ends too early, or holds numbers that are not finite.
     """
-    is_first = dist.get_rank() == 0
-    # The first rank's tensors stay in main memory until all were sent.
-    tensors = dict(_tensors(model)) if is_first else {}
     _share_out(model, device, count)
-    if not is_first:
-        model.to_empty(device=device)
-    for name, target in _tensors(model):
-        put(target, _sent(tensors.get(name), target, device))
+    empty = {name for name, tensor in _tensors(model) if tensor.is_meta}
+    model._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device))
+    buffers = dict(model.named_buffers())
+    for name, tensor in _tensors(model):
+        plain = plain_name(name)
+        if name in empty or (name in buffers and plain in stored):
+            _read(stored[plain], tensor, plain)
+
+
+def plain_name(name: str) -> str:
+    """Return the name that a tensor had before peft put adapters beside it.
+
+    >>> plain_name("q_proj.base_layer.weight")
+    'q_proj.weight'
+    """
+    return name.replace(".base_layer.", ".")
 
 
 def _tensors(model: AnyVLAModel) -> Iterator[tuple[str, Tensor]]:
@@ -47,12 +61,23 @@ def _tensors(model: AnyVLAModel) -> Iterator[tuple[str, Tensor]]:
         yield name, tensor.detach()
 
 
-def _sent(whole: Tensor | None, target: Tensor, device: torch.device) -> Tensor:
-    """Return a whole tensor of the first rank at every rank, on its device; one tensor is there at a time."""
-    full = torch.empty(target.shape, dtype=target.dtype, device=device) if whole is None else whole.to(device)
-    full = full.contiguous()
-    dist.broadcast(full, src=0)
-    return full
+def _read(rows: Rows, target: Tensor, name: str) -> None:
+    """Read this rank's rows of a tensor."""
+    into, first = local(target), first_row(target)
+    if into.numel() == 0:
+        return
+    found = rows(first, first + (len(into) if into.ndim else 1))
+    if not found.isfinite().all():
+        raise CheckpointError(f"the start policy's '{name}' holds numbers that are not finite. Copy the folder again.")
+    into.copy_(found)
+
+
+def first_row(tensor: Tensor) -> int:
+    """Return the number of the first row that this process holds of a tensor that FSDP shares."""
+    if not isinstance(tensor, DTensor):
+        return 0
+    mesh = tensor.device_mesh
+    return min(mesh.get_local_rank() * math.ceil(tensor.shape[0] / mesh.size()), tensor.shape[0])
 
 
 def _share_out(model: AnyVLAModel, device: torch.device, count: int) -> None:
@@ -86,35 +111,3 @@ def local(tensor: Tensor) -> Tensor:
 def whole(tensor: Tensor) -> Tensor:
     """Return the whole tensor. Every rank must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def collected(tensors: Iterable[tuple[str, Tensor]], keep: bool) -> dict[str, Tensor]:
-    """Return whole tensors by name; sharded ones are gathered in main memory. Every rank must call this.
-
-    Args:
-        tensors: names and tensors.
-        keep: False at a rank that takes part in the gathering but gets no tensors.
-    """
-    kept: dict[str, Tensor] = {}
-    for name, tensor in tensors:
-        if isinstance(tensor, DTensor):
-            full = whole(tensor)
-            kept |= {name: full.cpu()} if keep else {}
-        elif keep:
-            kept[name] = tensor
-    return kept
-
-
-@torch.no_grad()
-def put(target: Tensor, full: Tensor) -> None:
-    """Write a whole tensor into one that may be sharded; each rank writes its part, without communication.
-
-    Raises:
-        RuntimeError: the shapes differ.
-    """
-    if isinstance(target, DTensor):
-        if full.shape != target.shape:
-            raise RuntimeError(f"the shape is {tuple(full.shape)}, expected {tuple(target.shape)}")
-        full = full.to(target.device, target.dtype)
-        full = local(distribute_tensor(full, target.device_mesh, target.placements, src_data_rank=None))
-    local(target).copy_(full)

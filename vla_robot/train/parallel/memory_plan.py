@@ -28,6 +28,7 @@ from vla_robot.core.errors import RecipeError
 from vla_robot.policy.vla.model import IGNORE, AnyVLAModel
 from vla_robot.recipe.finetune import FinetuneRecipe
 from vla_robot.train.checkpoint import learning
+from vla_robot.train.mixed_precision import mixed_precision
 from vla_robot.train.parallel.activation_checkpointing import checkpointed
 
 PROMPT, ANSWER = 32, 8
@@ -63,13 +64,18 @@ def plan_memory(
     """Plan the memory of a model whose `requires_grad` is set, before it is sharded or checkpoints activations.
 
     Args:
-        model: the whole model, on its device, or in main memory if it will be sharded.
+        model: the whole model.
         recipe: how it will be trained.
         device: device of the training; by default the model's.
         count: number of ranks that will share the model.
     """
     here = next(model.parameters()).device
-    return MemoryPlan(parts_of(model, recipe, count), _available(device or here), _name(device or here))
+    return plan_of(parts_of(model, recipe, count), device or here)
+
+
+def plan_of(parts: dict[str, int], device: torch.device) -> MemoryPlan:
+    """Return the plan of a training whose parts are known, on a device of this computer."""
+    return MemoryPlan(parts, _available(device), _name(device))
 
 
 def parts_of(model: AnyVLAModel, recipe: FinetuneRecipe, count: int = 1) -> dict[str, int]:
@@ -79,12 +85,12 @@ def parts_of(model: AnyVLAModel, recipe: FinetuneRecipe, count: int = 1) -> dict
     # Not of one frame, of which some tensors are kept without the copies that a batch needs.
     two, three = (_Kept.of(frames, model, recipe, here).bytes(recipe.activation_checkpointing) for frames in (2, 3))
     each = three - two
-    return _counted(model, count) | {"activations": at_once * each, "casts": max(two - 2 * each, 0)}
+    return counted(model, count) | {"activations": at_once * each, "casts": max(two - 2 * each, 0)}
 
 
 def require_room(model: AnyVLAModel, device: torch.device) -> None:
     """Raise RecipeError if a model, its gradients and its moments do not fit on a device, before it moves there."""
-    plan = MemoryPlan(_counted(model, 1), _available(device), _name(device))
+    plan = plan_of(counted(model, 1), device)
     if plan.needed > plan.available:
         raise RecipeError(
             f"the training {plan}, and the activations come on top. Train LoRA matrices (`lora_rank`) or fewer parts "
@@ -92,7 +98,7 @@ def require_room(model: AnyVLAModel, device: torch.device) -> None:
         )
 
 
-def _counted(model: AnyVLAModel, count: int) -> dict[str, int]:
+def counted(model: AnyVLAModel, count: int) -> dict[str, int]:
     """Return the sizes that follow from the model alone [bytes]."""
     learned = sum(p.nbytes for p in learning(model).values())
     return {
@@ -124,7 +130,7 @@ class _Kept:
         kept = cls(model)
         hooks = [hook for number, block in enumerate(checkpointed(model)) for hook in kept._watch(number, block)]
         counted = torch.autograd.graph.saved_tensors_hooks(kept._note, lambda tensor: tensor)
-        with counted, torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
+        with counted, mixed_precision(device, recipe.bf16):
             model(*_some_frames(frames, model, device), recipe.bin_smoothing, *_some_actions(frames, model, device))
         for hook in hooks:
             hook.remove()

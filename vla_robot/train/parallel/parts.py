@@ -13,7 +13,6 @@ pickle, which runs what it holds when it is read.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -22,10 +21,9 @@ from typing import Any, NamedTuple
 
 from safetensors import safe_open
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from vla_robot.core.host.closeable import Closeable
-from vla_robot.train.parallel.fsdp import local
+from vla_robot.train.parallel.fsdp import first_row, local
 
 WHOLE = "state.safetensors"
 FIRST_ROWS = "first_rows"
@@ -41,14 +39,6 @@ def part_name(rank: int, count: int) -> str:
     'state-00001-of-00002.safetensors'
     """
     return f"state-{rank:05d}-of-{count:05d}.safetensors"
-
-
-def first_row(tensor: Tensor) -> int:
-    """Return the number of the first row that this process holds of a tensor that FSDP shares."""
-    if not isinstance(tensor, DTensor):
-        return 0
-    mesh = tensor.device_mesh
-    return min(mesh.get_local_rank() * math.ceil(tensor.shape[0] / mesh.size()), tensor.shape[0])
 
 
 def own_rows(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -15,8 +15,23 @@ from vla_robot.policy.vla.codecs.scores import scores_of
 from vla_robot.policy.vla.model import AnyVLAModel
 from vla_robot.recipe.finetune import FinetuneRecipe
 from vla_robot.train.lora import adapt, freeze_in_bf16
-from vla_robot.train.parallel.memory_plan import parts_of
+from vla_robot.train.parallel.memory_plan import MemoryPlan, counted, parts_of, plan_of
 from vla_robot.train.sparse_last_layer import only_what_is_read
+
+
+def plan_ahead(model: AnyVLAModel, recipe: FinetuneRecipe, device: torch.device, count: int) -> MemoryPlan | str:
+    """Return the plan of a training whose model several ranks share, or what is known of it if it cannot be planned.
+
+    Args:
+        model: on the meta device; it is changed.
+        recipe: how it will be trained.
+        device: device of this rank.
+        count: number of ranks.
+    """
+    try:
+        return plan_of(planned_parts(model, recipe, count), device)
+    except RecipeError:
+        return f"the training {plan_of(counted(model, count), device)}, and the activations come on top"
 
 
 def planned_parts(model: AnyVLAModel, recipe: FinetuneRecipe, count: int = 1) -> dict[str, int]:
@@ -44,7 +59,7 @@ def planned_parts(model: AnyVLAModel, recipe: FinetuneRecipe, count: int = 1) ->
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise RecipeError(
                 "the training of this family cannot be planned from config.json alone, since its code reads numbers of "
-                "frames; `vla finetune` prints the plan before its first step."
+                'frames; `vla finetune` without "shard" prints the plan before its first step.'
             ) from error
 
 

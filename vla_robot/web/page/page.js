@@ -188,6 +188,7 @@ function showTick(facts, now) {
     ["episode, step", `${facts.episode}, ${facts.step}`],
     ["control clock", `${about.rate_hz} Hz`],
     ["task's success test", facts.success ? "holds" : "not yet"],
+    ...(facts.entropy == null ? [] : [["policy's entropy", `${facts.entropy.toFixed(2)} nats`]]),
   ]);
 }
 

@@ -88,6 +88,12 @@ def remove(environment: Environment) -> list[Path]:
     return removed
 
 
+def disk_mb(environment: Environment) -> float:
+    """Return the space that an environment takes [MB]; files that uv links from its cache count, too."""
+    inodes = {(stat.st_dev, stat.st_ino): stat.st_blocks for stat in map(os.lstat, environment.folder.rglob("*"))}
+    return sum(inodes.values()) * 512 / 1e6
+
+
 def find_uv() -> str:
     """Return the path of uv: the one beside this interpreter, or the one on PATH.
 

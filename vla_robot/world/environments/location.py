@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
 from vla_robot.core.errors import MissingDependencyError
+from vla_robot.core.host.user_cache import user_cache
 from vla_robot.recipe import find, read
 from vla_robot.recipe.environment import EnvironmentRecipe
 
@@ -95,7 +95,7 @@ def find_environment(name: str) -> Environment:
 
 def environments_folder() -> Path:
     """Return the folder of all environments; XDG_CACHE_HOME moves it."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vla_robot" / "environments"
+    return user_cache("environments")
 
 
 def others_of(environment: Environment) -> list[Path]:

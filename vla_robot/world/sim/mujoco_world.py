@@ -237,7 +237,7 @@ def _rate_problems(rate_hz: float, timestep_s: float) -> list[str]:
 
 def _free_bodies(model: mujoco.MjModel) -> dict[str, _FreeBody]:
     """Return name -> body, for every body with a free joint."""
-    free = np.flatnonzero(model.jnt_type == mujoco.mjtJoint.mjJNT_FREE)
+    free = np.flatnonzero(model.jnt_type == int(mujoco.mjtJoint.mjJNT_FREE))
     bodies = [_FreeBody(int(model.jnt_bodyid[j]), int(model.jnt_qposadr[j])) for j in free]
     return {model.body(body.id).name: body for body in bodies}
 

@@ -173,7 +173,7 @@ def _segmentation(renderer: mujoco.Renderer) -> NDArray[np.int32]:
         ids, kinds = np.moveaxis(renderer.render(), -1, 0)
     finally:
         renderer.disable_segmentation_rendering()
-    return np.where(kinds == mujoco.mjtObj.mjOBJ_GEOM, ids, -1).astype(np.int32)
+    return np.where(kinds == int(mujoco.mjtObj.mjOBJ_GEOM), ids, -1).astype(np.int32)
 
 
 _LIVE: weakref.WeakSet[Renderer] = weakref.WeakSet()

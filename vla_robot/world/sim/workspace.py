@@ -43,9 +43,9 @@ def _joints_m(model: mujoco.MjModel, body: int) -> float:
 def _joint_m(model: mujoco.MjModel, joint: int) -> float:
     import mujoco
 
-    kind = model.jnt_type[joint]
-    if kind in (mujoco.mjtJoint.mjJNT_HINGE, mujoco.mjtJoint.mjJNT_BALL):
+    kind = int(model.jnt_type[joint])
+    if kind in (int(mujoco.mjtJoint.mjJNT_HINGE), int(mujoco.mjtJoint.mjJNT_BALL)):
         return 2 * float(np.linalg.norm(model.jnt_pos[joint]))  # half a turn about an anchor beside the origin
-    if kind == mujoco.mjtJoint.mjJNT_SLIDE and model.jnt_limited[joint]:
+    if kind == int(mujoco.mjtJoint.mjJNT_SLIDE) and model.jnt_limited[joint]:
         return float(np.abs(model.jnt_range[joint] - model.qpos0[model.jnt_qposadr[joint]]).max())
     raise ContractError(f"joint '{model.joint(joint).name}' between base and tool has no limit. Give it a range.")

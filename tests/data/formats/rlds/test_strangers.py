@@ -22,7 +22,7 @@ from vla_robot.data.formats.rlds.features import Features, Leaf, parse_features
 from vla_robot.data.formats.rlds.index import FOLDER, FRAME, RECORD
 from vla_robot.data.formats.rlds.reader import open_rlds
 from vla_robot.data.formats.rlds.splits import INFO_FILE, parse_info
-from vla_robot.data.formats.rlds.storage import LocalFolder
+from vla_robot.data.formats.storage import LocalFolder
 
 from ...conftest import traced
 

@@ -128,7 +128,7 @@ def test_guessing_gives_the_tokens_of_greedy_decoding_one_by_one(
     ]
     assume(min(lead for _, lead in expected) > 1e-5)  # nearer ones are decided by the order of a sum
     stages = StageTimer()
-    said = generator_of(model, chunk).tokens(RaggedSequence(embeds, torch.tensor(lengths)), count, stages)
+    said = generator_of(model, chunk).answer(RaggedSequence(embeds, torch.tensor(lengths)), count, stages).ids
     assert said.tolist() == [tokens for tokens, _ in expected]
     assert stages.passes < count
 
@@ -141,7 +141,7 @@ def test_what_repeats_itself_is_not_read_token_by_token() -> None:
     for layer in model.model.layers:
         layer.self_attn.o_proj.weight[:] = 0.0  # each token sees itself alone
     stages = StageTimer()
-    said = generator_of(model, chunk=3).tokens(RaggedSequence(torch.ones(1, 5, 64), torch.tensor([5])), 21, stages)
+    said = generator_of(model, chunk=3).answer(RaggedSequence(torch.ones(1, 5, 64), torch.tensor([5])), 21, stages).ids
     assert said.shape == (1, 21)
     assert stages.passes <= 4
 
@@ -156,14 +156,14 @@ def test_a_device_that_rounds_differently_each_time_cannot_keep_an_answer_from_e
         corrected = generator.correct(draft)
         return replace(corrected, said=(corrected.said + next(never)) % 256)
 
-    assert generator.complete(draft, 7, 7, stages, flickering).shape == (1, 7)
+    assert generator.complete(draft, 7, 7, stages, flickering).ids.shape == (1, 7)
     assert stages.passes == 6
 
 
 def test_only_action_tokens_can_be_said() -> None:
     model = tiny_llama()
     model.lm_head.weight[:100] += 100.0  # words that would win everywhere
-    tokens = generator_of(model).tokens(RaggedSequence(torch.randn(8, 5, 64), torch.full((8,), 5)), 7)
+    tokens = generator_of(model).answer(RaggedSequence(torch.randn(8, 5, 64), torch.full((8,), 5)), 7).ids
     assert tokens.shape == (8, 7)
     assert ((tokens >= 100) & (tokens < 356)).all()
 
@@ -172,7 +172,7 @@ def test_logits_that_are_not_finite_never_become_an_action() -> None:
     model = tiny_llama()
     embeds = torch.full((1, 4, 64), np.nan)
     with pytest.raises(PolicyError, match="logits are not finite"):
-        generator_of(model).tokens(RaggedSequence(embeds, torch.tensor([4])), 7)
+        generator_of(model).answer(RaggedSequence(embeds, torch.tensor([4])), 7)
 
 
 def test_an_unknown_rope_is_refused() -> None:

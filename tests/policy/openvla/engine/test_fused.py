@@ -6,20 +6,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch._dynamo.device_interface import CudaInterface
-from torch._inductor import scheduler
-from torch._inductor.decomposition import select_decomp_table
-from torch._inductor.graph import GraphLowering
-from torch._inductor.runtime.hints import DeviceProperties
-from torch._inductor.virtualized import V
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from vla_robot.core.errors import PolicyError, RecipeError
 from vla_robot.policy.openvla.network.pointwise import Pointwise, fused_pointwise, scaled_add_norm
@@ -28,6 +19,8 @@ from vla_robot.policy.vla.engine import compiler
 from vla_robot.policy.vla.engine.compiler import fused, is_fused
 from vla_robot.policy.vla.engine.fp8 import in_rows
 from vla_robot.recipe.policy import OpenVLARecipe
+
+from ...inductor import kernels_of, tell_of_an_h100
 
 NANO = Path(__file__).resolve().parents[4] / "policies" / "openvla_nano"
 CPU = torch.device("cpu")
@@ -55,42 +48,14 @@ def cases() -> dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[Any
     }
 
 
-H100 = DeviceProperties("cuda", 0, 132, 90, 9, 65536, 2048, 1024, 32)
-
-
 @pytest.mark.parametrize("name", cases())
 def test_a_function_becomes_one_kernel_of_a_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's own compiler, told of an H100, joins it into one kernel; no GPU and no triton is needed for that."""
-    monkeypatch.setattr(DeviceProperties, "create", lambda device: H100)
-    monkeypatch.setattr(scheduler, "has_triton", lambda *_: True)
-    monkeypatch.setattr(CudaInterface, "get_device_properties", lambda *_: mock.Mock(major=9, minor=0))
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    tell_of_an_h100(monkeypatch)
     plain, _, arguments = cases()[name]
     assert len(kernels_of(plain, arguments)) == 1
     parts = kernels_of(lambda x, y: (x @ y).relu().sum(dim=0), (numbers(64, 64), numbers(64, 65)))
     assert len(parts) > 1, "what cannot be joined is counted as more"
-
-
-def kernels_of(work: Callable[..., Any], arguments: tuple[Any, ...]) -> list[Any]:
-    """The kernels that torch's compiler makes of a function of tensors in bfloat16 on CUDA."""
-    with FakeTensorMode() as mode:
-        given = [_on_cuda(a) if isinstance(a, Tensor) else a for a in arguments]
-        tensors = [a for a in given if isinstance(a, Tensor)]
-
-        def call(*tensors: Tensor) -> Any:
-            rest = iter(tensors)
-            return work(*(next(rest) if isinstance(a, Tensor) else a for a in given))
-
-        graph = GraphLowering(make_fx(call, decomposition_table=select_decomp_table())(*tensors))
-        with V.set_graph_handler(graph), V.set_fake_mode(mode), V.set_debug_handler(mock.MagicMock()):
-            graph.run(*tensors)
-            graph._update_scheduler()
-            return list(graph.scheduler.nodes)
-
-
-def _on_cuda(tensor: Tensor) -> Tensor:
-    made = torch.empty(tensor.shape, dtype=torch.bfloat16 if tensor.dim() > 1 else tensor.dtype, device="cuda")
-    return made.as_strided(tensor.shape, tensor.stride())
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ def test_what_follows_a_prefix_is_what_transformers_says_after_it(
 ) -> None:
     prompt = prompts(lengths)
     prefixes = [[200, 131, 355], [100], []][: len(lengths)]
-    said = generator.continued(prompt, [torch.tensor(p, dtype=torch.int64) for p in prefixes], TOKENS)
+    said = generator.answer(prompt, TOKENS, prefixes=[torch.tensor(p, dtype=torch.int64) for p in prefixes]).ids
     for row, prefix in enumerate(prefixes):
         expected, _ = by_transformers(llama, prompt.embeds[row, : lengths[row]], TOKENS, FIRST, END, prefix)
         assert said[row].tolist() == expected
@@ -61,17 +61,17 @@ def test_what_follows_a_prefix_is_what_transformers_says_after_it(
 
 def test_a_prefix_that_greedy_decoding_would_have_chosen_changes_nothing(generator: Generator) -> None:
     prompt = prompts([6, 9])
-    plain = generator.tokens(prompt, TOKENS)
+    plain = generator.answer(prompt, TOKENS).ids
     for count in (1, 5, TOKENS - 1):
-        continued = generator.continued(prompt, [plain[0, :count], plain[1, : count // 2]], TOKENS)
+        continued = generator.answer(prompt, TOKENS, prefixes=[plain[0, :count], plain[1, : count // 2]]).ids
         assert continued.tolist() == plain.tolist()
 
 
 def test_another_prefix_changes_what_follows(generator: Generator) -> None:
     prompt = prompts([6])
-    plain = generator.tokens(prompt, TOKENS)[0]
+    plain = generator.answer(prompt, TOKENS).ids[0]
     other = torch.tensor([FIRST + (int(plain[0]) - FIRST + 128) % 256])
-    said = generator.continued(prompt, [other], TOKENS)[0]
+    said = generator.answer(prompt, TOKENS, prefixes=[other]).ids[0]
     assert said[0] == other[0] and said[1:].tolist() != plain[1:].tolist()
 
 

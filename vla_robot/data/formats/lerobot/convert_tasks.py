@@ -5,26 +5,36 @@
     driver   appends the episodes' rows in order, as `LeRobotTables` does: without its row an episode does not exist
 
 The same command goes on after the last row. Data files beyond it are written again.
+
+Of a dataset behind a URL, the driver keeps meta/ in the user's cache until all episodes are written. Then it uploads
+meta/, info.json last: without it, no reader takes the folder for a dataset.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import asdict, dataclass
+from functools import partial, reduce
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from vla_robot.core.episode import OnProgress
+from vla_robot.core.errors import DataError
 from vla_robot.core.host.durable import writing
+from vla_robot.core.host.user_cache import user_cache
 from vla_robot.core.ports import EpisodeSource, TaskRunner
 from vla_robot.core.ports.tasks import Resources, ShouldStop
-from vla_robot.data.formats.conversion_metadata import Converted, Options, require_episodes
+from vla_robot.data.formats.conversion_metadata import FILE, Converted, Options, begin_in, require_episodes
 from vla_robot.data.formats.lerobot.convert import LeRobotConversion, metadata_of, note_metadata
-from vla_robot.data.formats.lerobot.tables import LeRobotTables, Place, Written, write_data
+from vla_robot.data.formats.lerobot.layout import DATA, INFO, numbered_file, parquet_of
+from vla_robot.data.formats.lerobot.tables import EpisodeTable, LeRobotTables, Place, Written, data_of, write_data
 from vla_robot.data.formats.pieces import Piece, pieces_of
+from vla_robot.data.formats.storage import Storage, open_storage
 
 NEEDS = Resources(cpus=1.0, memory_mb=1000)
 """What writing an episode takes: one episode, decoded and encoded."""
@@ -34,7 +44,7 @@ PIECE_STEPS = 2000
 
 def to_lerobot_by_tasks(
     source: EpisodeSource,
-    destination: Path,
+    destination: Path | str,
     options: Options,
     runner: TaskRunner,
     on_progress: OnProgress = lambda done, total: None,
@@ -44,7 +54,7 @@ def to_lerobot_by_tasks(
 
     Args:
         source: the dataset.
-        destination: the new dataset's folder, which the tasks see under the same path.
+        destination: path of the new dataset's folder, which the tasks see under the same path, or its URL.
         options: values that the source does not give.
         runner: where the tasks run.
         on_progress: called with episodes done and in all.
@@ -54,14 +64,80 @@ def to_lerobot_by_tasks(
         DataError: the folder holds another dataset, the source lacks a value, or writing failed.
     """
     require_episodes(source, options.split)
-    plan = LeRobotConversion.of(source, options)
-    tables = LeRobotTables(destination)
+    plan, store = LeRobotConversion.of(source, options), open_storage(destination)
+    if store.local is not None:
+        return _converted(plan, store.local, store, source, runner, on_progress, piece_steps)
+    if _is_finished(plan, store):
+        return Converted(len(source), 0, plan.lost)
+    kept = _kept_for(store, plan)
+    converted = _converted(plan, kept, store, source, runner, on_progress, piece_steps)
+    _publish(kept, store, converted.episodes)
+    shutil.rmtree(kept)
+    return converted
+
+
+def _kept_for(store: Storage, plan: LeRobotConversion) -> Path:
+    """Return the folder in which meta/ of a dataset behind a URL is kept until it is whole; XDG_CACHE_HOME moves it."""
+    what = hashlib.sha256(json.dumps([store.location, asdict(plan.origin)], sort_keys=True).encode()).hexdigest()
+    return user_cache("conversions") / what[:16]
+
+
+def _is_finished(plan: LeRobotConversion, store: Storage) -> bool:
+    """Return whether the dataset behind a URL is whole. Raises DataError if another one is there."""
+    meta = store.inside("meta")
+    files = _names(meta)
+    is_there = Path(INFO).name in files
+    if is_there and FILE not in files:
+        raise DataError(f"{store.location} holds a LeRobot dataset that was not converted. Choose another URL.")
+    begin_in(meta, FILE, plan.origin)
+    return is_there
+
+
+def _names(folder: Storage) -> set[str]:
+    """Return the names of a folder's files; none if there is no such folder."""
     try:
-        plan.begin(destination)
+        return set(folder.files())
+    except DataError:
+        return set()
+
+
+def _publish(kept: Path, store: Storage, episodes: int) -> None:
+    """Upload meta/, if all data files are there."""
+    paths = [numbered_file(Path(), DATA, number) for number in range(episodes)]
+    there = {folder: _names(_below(store, folder)) for folder in {path.parent for path in paths}}
+    missing = [number for number, path in enumerate(paths) if path.name not in there[path.parent]]
+    if missing:
+        raise DataError(
+            f"{store.location}: the data files of {len(missing)} episodes disappeared, first {missing[0]}. Delete "
+            f"{kept}, which says that they were written, and run this again."
+        )
+    files = [path for path in kept.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    for path in sorted(files, key=lambda path: (path == kept / INFO, path)):
+        with _below(store, path.relative_to(kept).parent).writing(path.name) as file:
+            file.write(path.read_bytes())
+
+
+def _below(store: Storage, folder: Path) -> Storage:
+    return reduce(lambda inner, name: inner.inside(name), folder.parts, store)
+
+
+def _converted(
+    plan: LeRobotConversion,
+    root: Path,
+    store: Storage,
+    source: EpisodeSource,
+    runner: TaskRunner,
+    on_progress: OnProgress,
+    piece_steps: int,
+) -> Converted:
+    """Write the data files to a store, and the rest to a folder."""
+    tables = LeRobotTables(root)
+    try:
+        plan.begin(root)
         done = tables.num_episodes
         pieces = [piece for piece in pieces_of(source, piece_steps) if piece.stop > done]
         if pieces:
-            _write(plan, tables, destination, source, pieces, runner, on_progress)
+            _write(plan, tables, root, store, source, pieces, runner, on_progress)
         return Converted(tables.num_episodes, tables.num_episodes - done, plan.lost)
     finally:
         tables.close()
@@ -70,7 +146,8 @@ def to_lerobot_by_tasks(
 def _write(
     plan: LeRobotConversion,
     tables: LeRobotTables,
-    destination: Path,
+    root: Path,
+    store: Storage,
     source: EpisodeSource,
     pieces: Sequence[Piece],
     runner: TaskRunner,
@@ -82,11 +159,11 @@ def _write(
         tasks = _instructions(plan, pieces, done, workers.run)
         starts = list(accumulate(source.lengths.tolist(), initial=0))
         place = _Places(done, tables.next_file, starts, tables.numbered(tasks))
-        with closing(workers.run(WriteEpisodes(plan, destination, place), pieces)) as told:
+        with closing(workers.run(WriteEpisodes(plan, store, place), pieces)) as told:
             for each in told:
                 ahead |= {one.number: one for one in each}
                 while (one := ahead.pop(tables.num_episodes, None)) is not None:
-                    note = partial(note_metadata, destination, one.number, one.metadata)
+                    note = partial(note_metadata, root, one.number, one.metadata)
                     tables.add(one.written, plan.rate_hz, plan.history.robot, note)
                     on_progress(tables.num_episodes, len(source))
 
@@ -145,7 +222,7 @@ class WriteEpisodes:
     """A task: writes the data files of a piece's episodes that are not there."""
 
     plan: LeRobotConversion
-    destination: Path
+    store: Storage
     places: _Places
 
     def __call__(self, state: None, piece: Piece, should_stop: ShouldStop) -> list[_Told]:
@@ -154,8 +231,16 @@ class WriteEpisodes:
         for number, index in piece.episodes():
             if number >= self.places.done:
                 episode = piece.source.episode(index)
-                with writing(self.destination):
-                    table, place = self.plan.table(episode), self.places.of(number)
-                    written = write_data(self.destination, place, table, self.plan.rate_hz)
+                written = self._write(self.places.of(number), self.plan.table(episode))
                 told.append(_Told(number, written, metadata_of(episode)))
         return told
+
+    def _write(self, place: Place, episode: EpisodeTable) -> Written:
+        if self.store.local is not None:
+            with writing(self.store.local):
+                return write_data(self.store.local, place, episode, self.plan.rate_hz)
+        table, written = data_of(place, episode, self.plan.rate_hz)
+        path = numbered_file(Path(), DATA, place.data_file)
+        with _below(self.store, path.parent).writing(path.name) as file:
+            file.write(parquet_of(table))
+        return written

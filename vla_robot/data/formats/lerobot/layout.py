@@ -215,12 +215,17 @@ def _opened(path: Path, columns: Sequence[str] | None) -> Iterator[pq.ParquetFil
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Write a Parquet file that is never partial, and sync it to the disk. Raise OSError when that fails."""
+    write_whole(path, parquet_of(table))
+
+
+def parquet_of(table: pa.Table) -> pa.Buffer:
+    """Return the content of a table's Parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="snappy")
-    write_whole(path, sink.getvalue())
+    return sink.getvalue()
 
 
 def read_embodiment(root: Path) -> Embodiment:

@@ -302,10 +302,16 @@ class LeRobotTables:
 
 def write_data(root: Path, place: Place, episode: EpisodeTable, rate_hz: float) -> Written:
     """Write the data file of an episode; `LeRobotTables.add` then appends the episode. Raises OSError."""
+    table, written = data_of(place, episode, rate_hz)
+    write_table(numbered_file(root, DATA, place.data_file), table)
+    return written
+
+
+def data_of(place: Place, episode: EpisodeTable, rate_hz: float) -> tuple[pa.Table, Written]:
+    """Return the content of the data file of an episode, and what `LeRobotTables.add` needs when it is written."""
     columns = {**episode.columns, **_counters(episode, place, rate_hz)}
-    write_table(numbered_file(root, DATA, place.data_file), _table(episode, columns, _all(episode.features)))
-    stats = _episode_stats(episode, columns)
-    return Written(episode.features, tuple(dict.fromkeys(episode.tasks)), len(episode), stats)
+    table, stats = _table(episode, columns, _all(episode.features)), _episode_stats(episode, columns)
+    return table, Written(episode.features, tuple(dict.fromkeys(episode.tasks)), len(episode), stats)
 
 
 def feature(dtype: str, shape: Sequence[int], names: Sequence[str] | None = None) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 features.py   fields of each episode and step, from features.json
 splits.py     shards and episodes of "train[:95%]", from dataset_info.json
-storage.py    files on disk and behind fsspec URLs
 tfrecord.py   shards: records with checksums
 example.py    records: the protobuf message tf.train.Example
 index.py      offsets of records and frames, computed once and stored

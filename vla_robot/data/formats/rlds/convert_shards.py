@@ -27,9 +27,9 @@ from vla_robot.data.formats.rlds.convert import VERSION, RldsConversion
 from vla_robot.data.formats.rlds.encode import encode_episode
 from vla_robot.data.formats.rlds.features import FEATURES_FILE, to_tree
 from vla_robot.data.formats.rlds.splits import INFO_FILE, parse_info, shard_name
-from vla_robot.data.formats.rlds.storage import Storage, open_storage
 from vla_robot.data.formats.rlds.tfrecord import frame_record, require_crc
 from vla_robot.data.formats.rlds.writer import PARTIAL, SHARD_BYTES, info_with
+from vla_robot.data.formats.storage import Storage, open_storage
 
 NEEDS = Resources(cpus=1.0, memory_mb=1000)
 """What writing a shard takes: one episode, decoded and encoded."""

@@ -26,6 +26,7 @@ from vla_robot.cluster.local import LocalRunner
 from vla_robot.core.episode import OnProgress
 from vla_robot.core.errors import DataError
 from vla_robot.core.host.durable import make_folder, rename, sync_file
+from vla_robot.core.host.user_cache import user_cache
 from vla_robot.core.ports import TaskRunner
 from vla_robot.core.ports.tasks import Resources, ShouldStop
 from vla_robot.core.untrusted import MAX_JSON_BYTES, malformed, parse_json, require_inside
@@ -33,8 +34,8 @@ from vla_robot.data.formats.rlds.decode import count_steps
 from vla_robot.data.formats.rlds.example import BYTES, byte_places, places
 from vla_robot.data.formats.rlds.features import Features
 from vla_robot.data.formats.rlds.splits import Split
-from vla_robot.data.formats.rlds.storage import Stamp, Storage
 from vla_robot.data.formats.rlds.tfrecord import FOOTER, HEADER, Damage, ReadAt, Record, walk
+from vla_robot.data.formats.storage import Stamp, Storage
 
 FORMAT = 2
 FOLDER = ".vla_index"
@@ -303,9 +304,8 @@ def _usual_folder(storage: Storage) -> Path:
     """Return the folder of the index: beside the data, or in the user's cache folder where that is not writable."""
     if storage.local is not None and os.access(storage.local, os.W_OK):
         return storage.local / FOLDER
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     location = str(storage.local.resolve()) if storage.local is not None else storage.location
-    return home / "vla_robot" / "rlds" / hashlib.sha256(location.encode()).hexdigest()[:16]
+    return user_cache("rlds") / hashlib.sha256(location.encode()).hexdigest()[:16]
 
 
 def _write(path: Path, shards: Sequence[_ShardIndex], features: Features) -> None:

@@ -26,9 +26,9 @@ from vla_robot.data.formats.rlds.example import Place, places
 from vla_robot.data.formats.rlds.features import FEATURES_FILE, Features, parse_features
 from vla_robot.data.formats.rlds.index import SplitIndex, excerpt, load_index
 from vla_robot.data.formats.rlds.splits import INFO_FILE, DatasetInfo, Part, parse_info, parse_parts
-from vla_robot.data.formats.rlds.storage import Storage, open_storage
 from vla_robot.data.formats.rlds.tfrecord import read_record, require_crc
 from vla_robot.data.formats.source import require_fields, require_index, tell_empty, tell_left_out
+from vla_robot.data.formats.storage import Storage, open_storage
 
 MOST_DAMAGES_NAMED = 3
 

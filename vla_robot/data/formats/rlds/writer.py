@@ -26,8 +26,8 @@ from vla_robot.data.formats.lerobot.layout import read_json, write_json
 from vla_robot.data.formats.rlds.encode import encode_episode
 from vla_robot.data.formats.rlds.features import FEATURES_FILE, Features, parse_features, to_tree
 from vla_robot.data.formats.rlds.splits import FILE_FORMAT, INFO_FILE, TEMPLATE, parse_info, shard_name
-from vla_robot.data.formats.rlds.storage import LocalFolder
 from vla_robot.data.formats.rlds.tfrecord import FOOTER, Record, frame_record, require_crc, walk
+from vla_robot.data.formats.storage import LocalFolder
 
 PARTIAL = ".partial"
 PLAN = "finish.json"

@@ -14,9 +14,9 @@ from vla_robot.core.normalise import QuantileStats
 from vla_robot.policy.families import family_of
 from vla_robot.policy.onnx.export.source import Source
 from vla_robot.policy.onnx.export.steps import Begin, Pass, See, Step
-from vla_robot.policy.onnx.generate import BEHIND
 from vla_robot.policy.onnx.heads import sizes_of
 from vla_robot.policy.onnx.record import Answer, Bucket, Record, TokenAnswer, see_name, step_name
+from vla_robot.policy.vla.codecs.rows import BEHIND
 from vla_robot.policy.vla.inputs.observations import Batch
 from vla_robot.policy.vla.policy import AnyVLAPolicy
 from vla_robot.policy.vla.sequence.ragged import RaggedSequence

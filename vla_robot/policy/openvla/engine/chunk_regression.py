@@ -10,7 +10,6 @@ are finite is seen when they arrive.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from threading import Lock
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from vla_robot.policy.vla.reason.stage_timer import StageTimer
 from vla_robot.policy.vla.slots.memory import Kept, put_inputs
 from vla_robot.policy.vla.slots.recorded import recorded
 from vla_robot.policy.vla.slots.sizes import rounded_rows, rounded_text
+from vla_robot.policy.vla.slots.turns import Turns
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class ChunkRegression:
     def __init__(self, model: OpenVLA, generator: ParallelGenerator) -> None:
         self._model, self.generator = model, generator
         self._blocks = Kept[ChunkSize, ChunkBlock](lambda size: ChunkBlock(size, model, generator))
-        self._lock = Lock()
+        self._turns = Turns(model.weight.device)
         self.in_blocks = model.weight.device.type == "cuda"
 
     @torch.inference_mode()
@@ -115,7 +115,7 @@ class ChunkRegression:
         completed = replace(batch, prompts=[self.generator.complete(prompt) for prompt in batch.prompts])
         if not self.in_blocks:
             return self._at_once(completed, stages)
-        with self._lock:
+        with self._turns.one():
             return self._in_a_block(completed, stages)
 
     def _at_once(self, batch: Batch, stages: StageTimer) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.network.reason import Decoder
-from vla_robot.policy.vla.engine.quantise import converter, fixed, linears, quantise_linears
+from vla_robot.policy.vla.engine.quantise import arriving, converter, fixed, linears, quantise_linears
 from vla_robot.policy.vla.reason.reasoner import Reasoner
 from vla_robot.policy.vla.reason.text_reasoner import TextReasoner
 
@@ -14,14 +14,15 @@ from vla_robot.policy.vla.reason.text_reasoner import TextReasoner
 def quantise(model: OpenVLA, reasoner: Reasoner[Any], how: str, fuse: bool = False) -> None:
     """Replace the matrices of the towers, the projectors and the language model, in place.
 
-    With `fuse`, the rounding of activations for fp8 is compiled.
+    Those that are still in main memory come to the model's device one after the other. With `fuse`, the rounding of
+    activations for fp8 is compiled.
 
     Afterwards the model acts, but cannot be trained or saved: the language model's own matrices are gone.
 
     Raises:
         PolicyError, MissingDependencyError: as `require_quantiser`.
     """
-    convert = converter(how, model.weight.device, fuse)
+    convert = arriving(converter(how, model.weight.device, fuse), model.weight.device)
     for part in (model.vision_backbone, model.projector, model.proprio_projector):
         quantise_linears(linears(part), convert)
     if isinstance(reasoner, TextReasoner):

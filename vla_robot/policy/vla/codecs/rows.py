@@ -8,6 +8,9 @@ from numpy.typing import ArrayLike, NDArray
 from vla_robot.core.errors import ContractError, PolicyError
 from vla_robot.core.ports import ActionCodec
 
+BEHIND = -1
+"""Fills a row of ids behind the end of its answer."""
+
 NOT_FINITE = "the policy's logits are not finite: the checkpoint or its input is damaged."
 ACTIONS_NOT_FINITE = "the policy's actions are not finite: the checkpoint or its input is damaged."
 

@@ -20,8 +20,10 @@ from torch import Tensor
 from vla_robot.core.errors import PolicyError
 from vla_robot.core.ports import ActionCodec
 from vla_robot.policy.vla.engine.compiler import compiler_problem
+from vla_robot.policy.vla.engine.graph_thread import in_graph_thread
 from vla_robot.policy.vla.inputs.observations import Batch
 from vla_robot.policy.vla.model import AnyVLAModel
+from vla_robot.policy.vla.reason.answer import Answer
 from vla_robot.policy.vla.reason.generate import Draft, Generator
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
 
@@ -40,7 +42,7 @@ def require_compiler(device: torch.device) -> None:
 
 
 class CompiledInference:
-    """Turns pixels and prompts of one length into action tokens."""
+    """Turns pixels and prompts of one length into answers."""
 
     def __init__(self, model: AnyVLAModel, generator: Generator) -> None:
         """
@@ -76,30 +78,36 @@ class CompiledInference:
             self._said = True
         return False
 
-    def __call__(self, batch: Batch, count: int, stages: StageTimer) -> Tensor:
-        """Return (B, count) int64 token ids.
+    def __call__(self, batch: Batch, count: int, stages: StageTimer) -> Answer:
+        """Return the answers to a batch; on CUDA from any thread, one call after the other.
 
         Raises:
             ContractError: the batch does not fit the model.
             PolicyError: a logit is not finite.
         """
+        device = self._model.weight.device
+        if device.type == "cuda":
+            return in_graph_thread(lambda: self._answer(batch, count, stages), device)
+        return self._answer(batch, count, stages)
+
+    def _answer(self, batch: Batch, count: int, stages: StageTimer) -> Answer:
         if (shape := _shape(batch)) in self._shapes:
             return self._infer(batch, count, stages)
         # torch counts the shapes of all policies of a process together, and raises at its limit.
         with torch._dynamo.config.patch(recompile_limit=ALL_SHAPES, accumulated_recompile_limit=ALL_SHAPES):
-            tokens = self._infer(batch, count, stages)
+            answer = self._infer(batch, count, stages)
         self._shapes.add(shape)
-        return tokens
+        return answer
 
-    def _infer(self, batch: Batch, count: int, stages: StageTimer) -> Tensor:
+    def _infer(self, batch: Batch, count: int, stages: StageTimer) -> Answer:
         pixels, ids, state, lengths = self._model.tensors(batch)
         action_dim = self._generator.action_dim(count)
         features = None if self._model.perceives_by_shape else self._model.perceive(pixels)
         torch.compiler.cudagraph_mark_step_begin()  # the graphs' outputs stay valid until this is called again
         draft = self._begin(pixels, features, ids, state, lengths, count, action_dim)
-        tokens = self._generator.complete(draft, count, action_dim, stages, self._correct)
+        answer = self._generator.complete(draft, count, action_dim, stages, self._correct)
         stages.lap("inference")
-        return tokens
+        return answer
 
     def _read(
         self,

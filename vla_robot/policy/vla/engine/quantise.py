@@ -70,6 +70,25 @@ def converter(how: str, device: torch.device, fuse: bool = False) -> Convert:
     return {FP8: partial(_fp8, rounds=fused(in_rows) if fuse else in_rows), "int8": _int8, "int4": _int4}[how]
 
 
+def arriving(convert: Convert, device: torch.device) -> Convert:
+    """Return a conversion of matrices that may still be in main memory: each is copied to the device by itself.
+
+    So a device need never hold all plain matrices, which may be more than it has room for.
+    """
+    return lambda matrix: convert(matrix.to(device))
+
+
+def move_the_rest(model: nn.Module, device: torch.device) -> None:
+    """Move what is not on a device yet, in place, tied parameters as one; matrices of fewer bits are there already."""
+    moved: dict[int, Tensor] = {}
+    for module in model.modules():
+        for table in (module._parameters, module._buffers):
+            for name, tensor in table.items():
+                if tensor is not None and tensor.device not in (device, torch.device("meta")):
+                    there = fixed(tensor.detach().to(device)) if isinstance(tensor, nn.Parameter) else tensor.to(device)
+                    table[name] = moved.setdefault(id(tensor), there)  # type: ignore[assignment]
+
+
 def quantise_linears(layers: Iterable[nn.Linear], convert: Convert) -> None:
     """Replace the matrices of linear layers, in place; afterwards they cannot be trained or saved."""
     for layer in layers:

@@ -3,12 +3,15 @@
 Observation  --frames by camera name-->  pixels (B, N, C, S, S)  --+
              --instruction----------->   prompts, ragged ids     --+--embed-->  (B, S, D), (B,) lengths
              --state, normalised----->   state (B, P) or None    --+
+
+Resized frames and the prompt of an observation depend on no other, so that they can be made before its batch begins.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +39,19 @@ class Batch:
     pixels: Tensor
     prompts: Sequence[NDArray[np.int64]]
     state: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedObservation(Observation):
+    """An observation whose `images` are gone, since a policy made of them what it reads.
+
+    Attributes:
+        frames: resized frames of all cameras on the model's device, as `Pixels.of` takes them.
+        prompt: (L,) int64 ids of the instruction's prompt.
+    """
+
+    frames: Tensor
+    prompt: NDArray[np.int64]
 
 
 class ObservationReader[T: PromptIds](InputReader[T]):
@@ -71,11 +87,28 @@ class ObservationReader[T: PromptIds](InputReader[T]):
             ContractError: there is no observation, or a camera, the state or the instruction does not fit.
         """
         require_observations(observations)
-        images = [self.images(o.images) for o in observations]
         state = self.state(observations, keys)
-        return Batch(
-            self._pixels(images), self.prompts(observations), None if state is None else torch.from_numpy(state)
-        )
+        if any(isinstance(o, PreparedObservation) for o in observations):
+            ready = [self.prepare(o) for o in observations]
+            pixels, prompts = self._pixels.of([o.frames for o in ready]), [o.prompt for o in ready]
+        else:
+            pixels, prompts = self._pixels([self.images(o.images) for o in observations]), self.prompts(observations)
+        return Batch(pixels, prompts, None if state is None else torch.from_numpy(state))
+
+    def prepare(self, observation: Observation) -> PreparedObservation:
+        """Return an observation with its part of a batch, in any thread; a prepared one is returned as it is.
+
+        Raises:
+            ContractError: a camera or the instruction does not fit.
+        """
+        if isinstance(observation, PreparedObservation):
+            return observation
+        require_observations([observation])
+        kept: dict[str, Any] = {field.name: getattr(observation, field.name) for field in fields(Observation)}
+        kept["images"] = {}
+        frames = self._pixels.frames(self.images(observation.images))
+        prompt = self.tokenizer(observation.instruction)
+        return PreparedObservation(**kept, frames=frames, prompt=prompt)
 
 
 def check_image_sensitivity(

@@ -12,7 +12,7 @@ Source: openvla/openvla @c8f03f48, prismatic/extern/hf/processing_prismatic.py (
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,12 +82,7 @@ class FramePreprocessor(ABC):
             ContractError: frames of one batch have different sizes after resizing.
         """
         frames = self._all_resized(images)
-        sizes = {frame.shape[:2] for row in frames for frame in row}
-        if len(sizes) > 1:
-            raise ContractError(
-                f"the frames of a batch have different sizes after resizing: {sorted(sizes)}; give all cameras one "
-                "aspect ratio."
-            )
+        require_one_size(frame.shape[:2] for row in frames for frame in row)
         return np.stack([np.stack(row) for row in frames])
 
     def _all_resized(self, images: Sequence[Sequence[Image]]) -> list[list[Image]]:
@@ -96,6 +91,15 @@ class FramePreprocessor(ABC):
             return [[self.resized(image) for image in row] for row in images]
         with ThreadPoolExecutor(2) as threads:
             return list(threads.map(lambda row: [self.resized(image) for image in row], images))
+
+
+def require_one_size(sizes: Iterable[Sequence[int]]) -> None:
+    """Raise ContractError unless all resized frames of a batch have one height and width [px]."""
+    if len(different := sorted({tuple(size) for size in sizes})) > 1:
+        raise ContractError(
+            f"the frames of a batch have different sizes after resizing: {different}; give all cameras one aspect "
+            "ratio."
+        )
 
 
 @dataclass(frozen=True)

@@ -156,14 +156,27 @@ def chunks_of(
     observations: Sequence[Observation],
     stages: StageTimer,
     conditioned: Sequence[bool] | None = None,
+    entropy: Sequence[float | None] | None = None,
 ) -> list[ActionChunk]:
     """Return one chunk per row of (K, D) actions in units and the observation that caused it.
 
-    `conditioned`: per row, whether the actions were generated after the observation's committed actions; None if none.
+    Args:
+        actions: per row, (K, D) in units.
+        observations: their causes.
+        stages: times of the inference.
+        conditioned: per row, whether the actions were generated after the committed ones; None if none were.
+        entropy: per row, `ActionChunk.entropy`; None for answers that are no tokens.
     """
     stages_ms = stages.ms  # waits for the device
     given = [False] * len(actions) if conditioned is None else conditioned
+    unsure = [None] * len(actions) if entropy is None else entropy
     return [
-        ActionChunk(actions=rows, stamp_ns=o.stamp_ns, step=o.step, stages_ms=stages_ms, conditioned=after)
-        for rows, o, after in zip(actions, observations, given, strict=True)
+        ActionChunk(rows, o.stamp_ns, o.step, stages_ms, conditioned=after, entropy=nats)
+        for rows, o, after, nats in zip(actions, observations, given, unsure, strict=True)
     ]
+
+
+def mean_entropy(tokens: NDArray[np.float32]) -> float | None:
+    """Return the mean of (N,) entropies [nats], of which NaN counts as no token; None if no token is left."""
+    generated = tokens[~np.isnan(tokens)]
+    return float(generated.mean(dtype=np.float64)) if len(generated) else None

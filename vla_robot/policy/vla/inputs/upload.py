@@ -5,7 +5,8 @@ A frame's normalised pixels are 4 bytes for each channel of each tower; uint8 is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,17 +15,33 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from vla_robot.core.messages import Image
-from vla_robot.policy.vla.inputs.preprocess import FramePreprocessor
+from vla_robot.policy.vla.inputs.preprocess import FramePreprocessor, require_one_size
 
-type Pixels = Callable[[Sequence[Sequence[Image]]], Tensor]
-"""Maps frames by row and camera to (B, N, C, h, w) float32."""
+
+class Pixels(ABC):
+    """Turns frames into pixels on a device; the numbers are the preprocessor's."""
+
+    @abstractmethod
+    def __call__(self, images: Sequence[Sequence[Image]]) -> Tensor:
+        """Map frames by row and camera to (B, N, C, h, w) float32. Raises ContractError as `stacked`."""
+
+    @abstractmethod
+    def frames(self, images: Sequence[Image]) -> Tensor:
+        """Return one row's frames, resized, as uint8 on the device, for `of`. Raises ContractError as `stacked`."""
+
+    def of(self, rows: Sequence[Tensor]) -> Tensor:
+        """Map the `frames` of B rows to (B, N, C, h, w) float32. Raises ContractError if their sizes differ."""
+        require_one_size(row.shape[-3:-1] for row in rows)
+        return self._normalised(torch.stack(list(rows)))
+
+    @abstractmethod
+    def _normalised(self, frames: Tensor) -> Tensor:
+        """Map stacked `frames` to (B, N, C, h, w) float32."""
 
 
 def pixels_on(device: torch.device, preprocessor: FramePreprocessor) -> Pixels:
-    """Return how frames become pixels on a device; the numbers are the preprocessor's."""
-    if device.type == "cpu":
-        return lambda images: torch.from_numpy(preprocessor(images))
-    return _OnDevice(device, preprocessor)
+    """Return how frames become pixels on a device."""
+    return _InMainMemory(preprocessor) if device.type == "cpu" else _OnDevice(device, preprocessor)
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
@@ -40,13 +57,36 @@ def numbers(tensor: Tensor) -> NDArray[Any]:
         return tensor.numpy()
 
 
-class _OnDevice:
+class _InMainMemory(Pixels):
+    def __init__(self, preprocessor: FramePreprocessor) -> None:
+        self._preprocessor = preprocessor
+
+    def __call__(self, images: Sequence[Sequence[Image]]) -> Tensor:
+        return torch.from_numpy(self._preprocessor(images))
+
+    def frames(self, images: Sequence[Image]) -> Tensor:
+        return torch.from_numpy(self._preprocessor.stacked([images])[0])
+
+    def _normalised(self, frames: Tensor) -> Tensor:
+        return torch.from_numpy(self._preprocessor.normalise(frames.numpy()))
+
+
+class _OnDevice(Pixels):
     def __init__(self, device: torch.device, preprocessor: FramePreprocessor) -> None:
         self._device = device
         self._preprocessor = preprocessor
         self._means, self._stds = (torch.tensor(scale, device=device)[..., None, None] for scale in preprocessor.scales)
 
     def __call__(self, images: Sequence[Sequence[Image]]) -> Tensor:
-        frames = upload(torch.from_numpy(self._preprocessor.cut(self._preprocessor.stacked(images))), self._device)
+        return self._normalised(self._uploaded(images))
+
+    def frames(self, images: Sequence[Image]) -> Tensor:
+        return self._uploaded([images])[0]
+
+    def _uploaded(self, images: Sequence[Sequence[Image]]) -> Tensor:
+        """Return (B, N, images, h, w, 3) uint8 on the device."""
+        return upload(torch.from_numpy(self._preprocessor.cut(self._preprocessor.stacked(images))), self._device)
+
+    def _normalised(self, frames: Tensor) -> Tensor:
         x = frames.movedim(-1, -3).float() / 255  # (B, N, images, 3, h, w)
         return ((x.unsqueeze(-4) - self._means) / self._stds).flatten(-5, -3)

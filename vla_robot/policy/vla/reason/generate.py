@@ -16,13 +16,14 @@ each of its tokens, and a token whose predecessors were guessed right is the one
 Each pass makes at least one more token right, so that there are never more passes than tokens; a policy whose numbers
 hardly depend on each other needs two. A grammar changes nothing of that, since the state after right tokens is right.
 This is Jacobi iteration (Song et al. 2021, arXiv 2002.03629; for VLA policies PD-VLA, arXiv 2503.02310), and it is
-exact: the first guess changes the time, never the answer.
+exact: the first guess changes the time, never the answer. The logits of the last pass are those of greedy decoding as
+well, so that their entropy tells how unsure the model was of each token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,8 @@ from torch.nn.functional import linear
 
 from vla_robot.core.errors import PolicyError
 from vla_robot.core.ports import ActionCodec
-from vla_robot.policy.vla.codecs.rows import NOT_FINITE
+from vla_robot.policy.vla.codecs.rows import BEHIND, NOT_FINITE
+from vla_robot.policy.vla.reason.answer import Answer, entropy_of
 from vla_robot.policy.vla.reason.grammar_steps import GrammarSteps
 from vla_robot.policy.vla.reason.reasoner import Reasoner, Slots
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
@@ -47,6 +49,7 @@ class Draft:
     Attributes:
         guess: (B, n) tokens that were read, as rows of the action vocabulary.
         said: (B, n + 1) tokens: the model's next token before the guess and after each token of it.
+        logits: (B, n + 1, A) logits of these next tokens, minus infinity for rows that the grammar does not allow.
         finite: () bool, whether every logit so far was finite.
         cache: keys and values of everything before the guess.
         state: (B,) int64 state of the grammar before the first token; None without a grammar.
@@ -54,6 +57,7 @@ class Draft:
 
     guess: Tensor
     said: Tensor
+    logits: Tensor
     finite: Tensor
     cache: Slots
     state: Tensor | None = None
@@ -103,50 +107,39 @@ class Generator:
         self._steps = None if codec.grammar is None else GrammarSteps(codec.grammar, head.device)
         self._soft_cap = soft_cap
 
-    def tokens(self, prompt: RaggedSequence, count: int, stages: StageTimer | None = None) -> Tensor:
-        """Return (B, count) int64 token ids for a prompt, -1 behind the end of a shorter answer.
+    def answer(
+        self, prompt: RaggedSequence, count: int, stages: StageTimer | None = None, prefixes: Sequence[Tensor] = ()
+    ) -> Answer:
+        """Return the answers to a prompt. Fewer columns come back if all answers are shorter.
 
-        Fewer columns come back if all answers are shorter.
-
-        Raises:
-            PolicyError: a logit is not finite.
-        """
-        return self._greedy(prompt, count, stages or StageTimer(), self._at_begin(len(prompt.embeds)))
-
-    def continued(
-        self, prompt: RaggedSequence, prefixes: Sequence[Tensor], count: int, stages: StageTimer | None = None
-    ) -> Tensor:
-        """Return `tokens` of answers that begin with given ids, which may differ by row.
-
-        The ids are read with the prompt in one pass; greedy decoding continues after them.
+        The given ids are read with the prompt in one pass; greedy decoding continues after them.
 
         Args:
             prompt: what is answered.
-            prefixes: B of (P,) int64 action ids, P from 0 to `count` - 1.
-            count: tokens of an answer, including the prefix.
-            stages: times the stages as in `tokens`.
-
-        Returns:
-            (B, count) int64 token ids.
+            count: tokens of an answer, including a given prefix.
+            stages: times the stages.
+            prefixes: empty, or B of (P,) int64 action ids with which the answers begin, P from 0 to `count` - 1.
 
         Raises:
             ContractError: a prefix is none of the codec's answers.
             PolicyError: a logit is not finite.
         """
+        stages = stages or StageTimer()
+        if not prefixes:
+            return self._greedy(prompt, count, stages, self._at_begin(len(prompt.embeds)))
         given = [self.rows(prefix) for prefix in prefixes]
         longer = prompt.followed_by([self._embeddings[rows] for rows in given])
         left = count - min(map(len, prefixes))
         state = None if self._steps is None else self._steps.after(given)
-        said = self._greedy(longer, left, stages or StageTimer(), state)
-        return after_prefixes(prefixes, said, count)
+        return self._greedy(longer, left, stages, state).after(prefixes, count)
 
-    def _greedy(self, prompt: RaggedSequence, count: int, stages: StageTimer, state: Tensor | None) -> Tensor:
+    def _greedy(self, prompt: RaggedSequence, count: int, stages: StageTimer, state: Tensor | None) -> Answer:
         action_dim = self.action_dim(count)
         draft = self.begin(prompt.padded_left(), count, min(action_dim, count), state)
         stages.lap("prefill")
-        tokens = self.complete(draft, count, action_dim, stages)
+        answer = self.complete(draft, count, action_dim, stages)
         stages.lap("decode")
-        return tokens
+        return answer
 
     def action_dim(self, count: int) -> int:
         """Return how many tokens of an answer of `count` tokens are drafted together: those of one action."""
@@ -179,8 +172,9 @@ class Generator:
         """Return the (..., A) logits of the codec's rows after (..., D) hidden states."""
         return capped(linear(hidden, self._head), self._soft_cap)
 
-    def say(self, hidden: Tensor, states: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the (B, n) next tokens after (B, n, D) hidden states, and () bool whether their logits are finite.
+    def say(self, hidden: Tensor, states: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the (B, n) next tokens after (B, n, D) hidden states, their (B, n, A) logits, and () bool whether the
+        model's logits are finite.
 
         `states`: (B, n) states of the grammar before each of these tokens; None without a grammar.
         """
@@ -189,19 +183,20 @@ class Generator:
         if states is not None:
             assert self._steps is not None
             logits = logits.masked_fill(~self._steps.allowed[states], -torch.inf)
-        return logits.argmax(dim=-1), finite
+        return logits.argmax(dim=-1), logits, finite
 
     def correct(self, draft: Draft) -> Draft:
         """Run one more pass whose guess is the model's last answer."""
         guess, cache = draft.said[:, :-1], draft.cache
         states = self._states(draft.state, guess)
         hidden = self._reasoner.read(self.look_up(guess), cache, guess.shape[1])
-        said, finite = self.say(hidden, None if states is None else states[:, 1:])
-        return Draft(guess, torch.cat([draft.said[:, :1], said], dim=1), draft.finite & finite, cache, draft.state)
+        said, logits, finite = self.say(hidden, None if states is None else states[:, 1:])
+        said, logits = torch.cat([draft.said[:, :1], said], dim=1), torch.cat([draft.logits[:, :1], logits], dim=1)
+        return Draft(guess, said, logits, draft.finite & finite, cache, draft.state)
 
     def complete(
         self, draft: Draft, count: int, action_dim: int, stages: StageTimer, correct: Corrects | None = None
-    ) -> Tensor:
+    ) -> Answer:
         """Correct an action until it is settled, then each following action of the answer, until all answers end.
 
         Args:
@@ -213,7 +208,7 @@ class Generator:
                 be compiled anew.
 
         Returns:
-            (B, up to count) int64 token ids, -1 behind the end of a shorter answer.
+            Answers of up to `count` tokens.
 
         Raises:
             PolicyError: a logit is not finite.
@@ -221,14 +216,16 @@ class Generator:
         begun = draft.state
         actions = [self._settle(draft, stages, correct)]
         for done in range(action_dim, count, action_dim):
-            state = self._state_after(draft.state, actions[-1])
+            state = self._state_after(draft.state, actions[-1].said)
             if self._all_end(state):
                 break
-            draft = self._next(actions[-1], draft.cache, min(action_dim, count - done), state)
+            draft = self._next(actions[-1].said, draft.cache, min(action_dim, count - done), state)
             stages.passes += 1
             actions.append(self._settle(draft, stages, None))
-        said = torch.cat(actions, dim=1)
-        return self.ids(said).masked_fill(self._behind_the_end(begun, said), -1)
+        said = torch.cat([action.said for action in actions], dim=1)
+        entropy = entropy_of(torch.cat([action.logits for action in actions], dim=1))
+        behind = self._behind_the_end(begun, said)
+        return Answer(self.ids(said).masked_fill(behind, BEHIND), entropy.masked_fill(behind, torch.nan))
 
     def ids(self, said: Tensor) -> Tensor:
         """Return the token ids of (...) rows of the action vocabulary."""
@@ -242,10 +239,10 @@ class Generator:
         """Do the same as `rows` in main memory."""
         return self._codec.rows(ids)
 
-    def _settle(self, draft: Draft, stages: StageTimer, correct: Corrects | None) -> Tensor:
+    def _settle(self, draft: Draft, stages: StageTimer, correct: Corrects | None) -> Draft:
         for _ in range(draft.guess.shape[1]):
             if draft.settled:
-                return draft.said
+                return draft
             # On a GPU a row costs less than the wait for which rows are open.
             few_help = correct is None and draft.said.device.type == "cpu"
             if few_help and len(still := draft.open_rows) <= len(draft.guess) // 2:
@@ -253,16 +250,18 @@ class Generator:
             draft = (correct or self.correct)(draft)
             stages.passes += 1
         require_finite(draft.finite)  # so many passes made all tokens right
-        return draft.said
+        return draft
 
-    def _settle_rows(self, draft: Draft, rows: Tensor, stages: StageTimer) -> Tensor:
+    def _settle_rows(self, draft: Draft, rows: Tensor, stages: StageTimer) -> Draft:
         """Settle a draft of which only some rows, (n,) int64, are open: the others are not read again."""
         part = draft.cache.of_rows(rows)
         state = None if draft.state is None else draft.state[rows]
-        fewer = Draft(draft.guess[rows], draft.said[rows], draft.finite, part, state)
-        said = draft.said.index_copy(0, rows, self._settle(fewer, stages, None))
+        fewer = Draft(draft.guess[rows], draft.said[rows], draft.logits[rows], draft.finite, part, state)
+        settled = self._settle(fewer, stages, None)
+        said = draft.said.index_copy(0, rows, settled.said)
+        logits = draft.logits.index_copy(0, rows, settled.logits)
         draft.cache.put_rows(rows, part)
-        return said
+        return replace(draft, said=said, logits=logits)
 
     def _next(self, action: Tensor, cache: Slots, tokens: int, state: Tensor | None) -> Draft:
         """Return the draft after (B, n) settled tokens, guessing that the arm does the same again."""
@@ -272,9 +271,10 @@ class Generator:
     def _read(self, before: Tensor, guess: Tensor, cache: Slots, state: Tensor | None) -> Draft:
         """Read (B, S, D) certain embeddings and (B, n) guessed tokens in one pass."""
         embeds = torch.cat([before, self._embeddings[guess]], dim=1)
-        said, finite = self.say(self._reasoner.read(embeds, cache, guess.shape[1] + 1), self._states(state, guess))
+        hidden = self._reasoner.read(embeds, cache, guess.shape[1] + 1)
+        said, logits, finite = self.say(hidden, self._states(state, guess))
         cache.filled += before.shape[1]
-        return Draft(guess, said, finite, cache, state)
+        return Draft(guess, said, logits, finite, cache, state)
 
     def _at_begin(self, rows: int) -> Tensor | None:
         return None if self._steps is None else self._steps.begin(rows)
@@ -344,11 +344,6 @@ def generate_text(
             return torch.cat(said)
         cache.filled += embeds.shape[1]
         embeds = look_up(said[-1])[None]
-
-
-def after_prefixes(prefixes: Sequence[Tensor], said: Tensor, count: int) -> Tensor:
-    """Return (B, count) ids: B prefixes, each followed by its row of `said`, whose last tokens may not be needed."""
-    return torch.stack([torch.cat([p, row])[:count] for p, row in zip(prefixes, said, strict=True)])
 
 
 def capped(logits: Tensor, soft_cap: float | None) -> Tensor:

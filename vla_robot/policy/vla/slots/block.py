@@ -39,6 +39,7 @@ class Block:
         given: (B, G) int64 tokens with which the answers begin; those behind `counts` are unused.
         counts: (B,) int64 given tokens of each row.
         said: (B, D) int64 tokens of the action, as rows of the action vocabulary.
+        logits: (B, D, A) logits of these tokens.
         outcome: () int64 of the last pass, see `generate.outcome`.
         steps: "see", "begin", "correct" and "advance", recorded where the device can.
     """
@@ -70,14 +71,15 @@ class Block:
         fed = PromptTensors(self.pixels, self._features, self.ids, self.lengths, self.state, *told)
         read = first_pass(self._model, self._reasoner, self._generator, self.size, fed)
         self._at, self._memory = read.at, read.memory
-        self.said, self._finite = self._generator.say(read.hidden)
+        self.said, self.logits, self._finite = self._generator.say(read.hidden)
         self.outcome = outcome(self.said, read.guess, self._finite)
 
     def _correct(self) -> None:
         guess = self.said[:, :-1].clone()
-        said, finite = self._say_at(guess, self._at)
+        said, logits, finite = self._say_at(guess, self._at)
         # A tie of two logits may be decided otherwise by another kernel than the first pass's.
         self.said[:, 1:] = torch.where(self.outcome == SETTLED, self.said[:, 1:], said)
+        self.logits[:, 1:] = logits
         self._book(outcome(self.said, guess, finite & self._finite), finite)
 
     def _advance(self) -> None:
@@ -85,12 +87,13 @@ class Block:
         before = self._at[:, :1] + D - 1  # slot of the action's last token, which was not read yet
         slots = before + torch.arange(D, device=before.device)
         guess = self.said[:, :-1].clone()
-        said, finite = self._say_at(torch.cat([self.said[:, -1:], guess], dim=1), slots)
+        said, logits, finite = self._say_at(torch.cat([self.said[:, -1:], guess], dim=1), slots)
         self._at.add_(D)
         self.said.copy_(said)
+        self.logits.copy_(logits)
         self._book(outcome(said, guess, finite & self._finite), finite)
 
-    def _say_at(self, tokens: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+    def _say_at(self, tokens: Tensor, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         hidden = self._reasoner.read_at(self._generator.look_up(tokens), slots, self._memory)
         return self._generator.say(hidden)
 

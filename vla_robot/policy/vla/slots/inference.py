@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -21,12 +20,14 @@ from vla_robot.core.errors import PolicyError
 from vla_robot.policy.vla.codecs.rows import NOT_FINITE
 from vla_robot.policy.vla.inputs.observations import Batch
 from vla_robot.policy.vla.model import VLAModel
-from vla_robot.policy.vla.reason.generate import BROKEN, Generator, after_prefixes, is_settled
+from vla_robot.policy.vla.reason.answer import Answer, entropy_of
+from vla_robot.policy.vla.reason.generate import BROKEN, Generator, is_settled
 from vla_robot.policy.vla.reason.reasoner import Reasoner
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
 from vla_robot.policy.vla.slots.block import Block
 from vla_robot.policy.vla.slots.memory import Kept, put_inputs, put_rows
 from vla_robot.policy.vla.slots.sizes import BlockSize, rounded_rows, rounded_text
+from vla_robot.policy.vla.slots.turns import Turns
 
 
 class BlockInference:
@@ -35,27 +36,27 @@ class BlockInference:
     def __init__(self, model: VLAModel[Any], reasoner: Reasoner[Any], generator: Generator) -> None:
         self._model, self._generator = model, generator
         self._blocks = Kept[BlockSize, Block](lambda size: Block(size, model, reasoner, generator))
-        self._lock = Lock()
+        self._turns = Turns(model.weight.device)
 
     def __call__(
-        self, batch: Batch, count: int, stages: StageTimer, prefixes: Sequence[NDArray[np.int64]] | None = None
-    ) -> Tensor:
-        """Return (B, count) int64 token ids, as `Generator.tokens`, or `continued` with prefixes.
+        self, batch: Batch, count: int, stages: StageTimer, prefixes: Sequence[NDArray[np.int64]] = ()
+    ) -> Answer:
+        """Return the answers to a batch, as `Generator.answer`.
 
         Raises:
             ContractError: the batch does not fit the model.
             PolicyError: a logit is not finite.
         """
-        with self._lock:
+        with self._turns.one():
             tensors = self._model.tensors(batch)
-            given = list(prefixes or [np.empty(0, np.int64)] * len(batch.prompts))
+            given = list(prefixes) or [np.empty(0, np.int64)] * len(batch.prompts)
             block = self._block_for(batch, count, any(map(len, given)))
             put_inputs(block, *tensors)
             self._put_given(block, given)
-            said = self._run(block, count - min(map(len, given)), stages)[: len(given)]
+            answer = self._run(block, len(given), count - min(map(len, given)), stages)
             if not block.size.given:
-                return said[:, :count]
-            return after_prefixes([torch.from_numpy(prefix).to(said.device) for prefix in given], said, count)
+                return answer.first(count)
+            return answer.after([torch.from_numpy(prefix).to(answer.ids.device) for prefix in given], count)
 
     def _block_for(self, batch: Batch, count: int, begins: bool) -> Block:
         """Return the block of a batch whose answers have `count` tokens and, if `begins`, are told how to begin."""
@@ -85,9 +86,10 @@ class BlockInference:
             put_rows(block.given, rows)
             put_rows(block.counts, torch.tensor([len(prefix) for prefix in given]))
 
-    def _run(self, block: Block, tokens: int, stages: StageTimer) -> Tensor:
-        """Return (B, at least `tokens`) ids of a filled block's answers, or of what follows their given tokens."""
-        steps, actions = block.steps, list[Tensor]()
+    def _run(self, block: Block, rows: int, tokens: int, stages: StageTimer) -> Answer:
+        """Return the first rows of a filled block's answers, or of what follows their given tokens, with at least
+        `tokens` tokens."""
+        steps, said, logits = block.steps, list[Tensor](), list[Tensor]()
         steps["see"]()
         stages.lap("towers")
         steps["begin"]()
@@ -99,9 +101,11 @@ class BlockInference:
                 steps["advance"]()
                 stages.passes += 1
             self._settle(block, stages)
-            actions.append(block.said.clone())
+            said.append(block.said[:rows].clone())
+            logits.append(block.logits[:rows].clone())
+        answer = Answer(self._generator.ids(torch.cat(said, dim=1)), entropy_of(torch.cat(logits, dim=1)))
         stages.lap("decode")
-        return self._generator.ids(torch.cat(actions, dim=1))
+        return answer
 
     def _settle(self, block: Block, stages: StageTimer) -> None:
         for _ in range(block.size.action_dim - 1):

@@ -54,7 +54,7 @@ class Clearance:
         self._mujoco, self._model, self._data = mujoco, model, mujoco.MjData(model)
         self._margin_m = margin_m
         # A plane has no bounding sphere: it is never far.
-        self._radii_m = np.where(model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE, np.inf, model.geom_rbound)
+        self._radii_m = np.where(model.geom_type == int(mujoco.mjtGeom.mjGEOM_PLANE), np.inf, model.geom_rbound)
         names = [model.joint(j).name for j in range(model.njnt)]
         for name in joints:
             if name not in names:

@@ -28,6 +28,7 @@ from vla_robot.core.messages import Image, Vector
 from vla_robot.recipe.env import LiberoRecipe
 from vla_robot.world.sim.libero.benchmark import read_task
 from vla_robot.world.sim.libero.goal import PlacingTruth
+from vla_robot.world.sim.libero.lean_physics import LeanPhysics
 from vla_robot.world.sim.libero.moved_objects import ObjectMover, Offsets
 from vla_robot.world.sim.render import COLLISION_GEOMS, Renderer, start_mujoco
 from vla_robot.world.sim.robosuite_calls import quiet, seeded
@@ -77,6 +78,7 @@ class LiberoWorld(SimWorld[LiberoRecipe]):
         self._mujoco: Any = import_module("mujoco")
         self._model, self._data = self._env.sim.model._model, self._env.sim.data._data
         self._require_cameras(self._model)
+        self._physics = LeanPhysics(self._env.sim)
         self._renderer = Renderer(self._model, recipe.shadows, hide_group=COLLISION_GEOMS)
         self._base = self._model.body(self._robot.robot_model.root_body).id
         self._hand = self._model.body(self._robot.robot_model.eef_name).id
@@ -149,7 +151,8 @@ class LiberoWorld(SimWorld[LiberoRecipe]):
             is_seen: whether the observation of this step is needed; settling needs one frame and not ten.
         """
         self._substep, self._is_seen = 0, is_seen
-        self._env.step(np.append(action[:-1] / self._scale, 1.0 - 2.0 * action[-1]))
+        with self._physics.control_step():
+            self._env.step(np.append(action[:-1] / self._scale, 1.0 - 2.0 * action[-1]))
 
     def _after_substep(self, force: bool = False) -> None:
         """Take the place of robosuite's update of some forty observables after every physics step."""
