@@ -30,6 +30,7 @@ from vla_robot.core.host.device_names import AUTO
 from vla_robot.core.host.optional import require
 from vla_robot.core.host.provenance import row
 from vla_robot.core.messages import Observation, StepResult
+from vla_robot.policy.vla.loading import Loading
 from vla_robot.recipe import find
 from vla_robot.recipe.finetune import DemosFinetuneRecipe
 
@@ -146,7 +147,7 @@ def contest(args: FinetuneBenchArgs, lora_rank: int, folder: Path, on_turn: Call
         bin_smoothing=0.0, shift_px=0, held_out=0.0, device=args.device or AUTO,
     )  # fmt: skip
     run, prepared = open_run(recipe, folder / f"run_{lora_rank}", Ranks())
-    fresh = load(prepared.start, device=args.device or AUTO, statistics_key=KEY, trainable=True)
+    fresh = load(prepared.start, Loading(device=args.device or AUTO, statistics_key=KEY, trainable=True))
     learned = learning(run.model)
     plain: Any = PlainModel(fresh.model).requires_grad_(True)
     if lora_rank:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -209,19 +209,18 @@ def _load(source: PolicySource, dtype: str, compiled: bool = False, quantise: st
     from benchmarks.models.plain_vlm import without_state
     from vla_robot.policy.families import family_of
     from vla_robot.policy.openvla.policy import load
+    from vla_robot.policy.vla.loading import Loading
 
     recipe = source.recipe
-    if isinstance(recipe, VLARecipe):
-        family = family_of(recipe.checkpoint)
-        policy = family.load(recipe.checkpoint, dtype, recipe.device, compiled=compiled, quantise=quantise)
-        return without_state(policy)
-    if not isinstance(recipe, OpenVLARecipe):
+    if not isinstance(recipe, (VLARecipe, OpenVLARecipe)):
         raise RecipeError(
             f"'{source.name}' is of kind '{recipe.kind}'; `vla bench policy` measures the kinds 'openvla', 'vla' and "
             "'onnx'."
         )
-    key = recipe.statistics_key
-    return load(recipe.checkpoint, dtype, recipe.device, key, compiled=compiled, quantise=quantise)
+    how = Loading(dtype=dtype, device=recipe.device, compiled=compiled, quantise=quantise)
+    if isinstance(recipe, OpenVLARecipe):
+        return load(recipe.checkpoint, replace(how, statistics_key=recipe.statistics_key))
+    return without_state(family_of(recipe.checkpoint).load(recipe.checkpoint, how))
 
 
 def _contenders(

@@ -68,7 +68,14 @@ def load_policy(
     for distribution in ("torch", "transformers", "timm"):
         require(distribution, "policy", "a vision-language-action policy")
     from vla_robot.policy.families import family_of
+    from vla_robot.policy.vla.loading import Loading
 
-    return family_of(Path(folder)).load(
-        Path(folder), dtype, device, statistics_key, image_preprocessing, compiled=compiled, quantise=quantise
+    how = Loading(
+        dtype=dtype,
+        device=device,
+        statistics_key=statistics_key,
+        image_preprocessing=image_preprocessing,
+        compiled=compiled,
+        quantise=quantise,
     )
+    return family_of(Path(folder)).load(Path(folder), how)

@@ -13,6 +13,7 @@ from vla_robot.cli.build import build_guard, open_world
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.policy.families import family_of
 from vla_robot.policy.onnx.policy import OnnxPolicy
+from vla_robot.policy.vla.loading import Loading
 from vla_robot.policy.wrappers import wrap_policy
 from vla_robot.recipe.env_source import find_env
 from vla_robot.recipe.policy import CheckpointRecipe
@@ -59,9 +60,7 @@ class _Both:
     def __init__(self, policy: str, exported: Path) -> None:
         recipe = find_policy(policy).recipe
         assert isinstance(recipe, CheckpointRecipe)
-        self._theirs: Any = family_of(recipe.checkpoint).load(
-            recipe.checkpoint, "float32", "cpu", recipe.statistics_key, recipe.image_preprocessing
-        )
+        self._theirs: Any = family_of(recipe.checkpoint).load(recipe.checkpoint, Loading.on_cpu(recipe))
         self._mine = OnnxPolicy(exported)
         self.embodiment = self._mine.embodiment
         self.differ, self.tokens = list[int](), 0

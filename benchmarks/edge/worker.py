@@ -37,13 +37,12 @@ class Contender(NamedTuple):
 def torch_way(policy: str, exported: str, compiled: bool = False) -> Contender:
     """The policy in torch, as `vla run` loads it."""
     from vla_robot.policy.families import family_of
+    from vla_robot.policy.vla.loading import Loading
     from vla_robot.recipe.policy import CheckpointRecipe
 
     recipe = find_policy(policy).recipe
     assert isinstance(recipe, CheckpointRecipe)
-    loaded = family_of(recipe.checkpoint).load(
-        recipe.checkpoint, "float32", "cpu", recipe.statistics_key, recipe.image_preprocessing, compiled=compiled
-    )
+    loaded = family_of(recipe.checkpoint).load(recipe.checkpoint, Loading.on_cpu(recipe, compiled=compiled))
     dims = len(loaded.action_stats())
     return Contender(lambda seen: loaded.generate(loaded.read(seen), dims).tolist())
 
@@ -55,11 +54,12 @@ def plain_way(policy: str, exported: str) -> Contender:
     from benchmarks.models.plain_vlm import without_state
     from vla_robot.policy.families import family_of
     from vla_robot.policy.openvla.policy import OpenVLAPolicy
+    from vla_robot.policy.vla.loading import Loading
     from vla_robot.recipe.policy import CheckpointRecipe
 
     recipe = find_policy(policy).recipe
     assert isinstance(recipe, CheckpointRecipe)
-    loaded: Any = family_of(recipe.checkpoint).load(recipe.checkpoint, statistics_key=recipe.statistics_key)
+    loaded: Any = family_of(recipe.checkpoint).load(recipe.checkpoint, Loading.on_cpu(recipe))
     dims, scenes = len(loaded.action_stats()), scenes_of(exported)
     if isinstance(loaded, OpenVLAPolicy):
         baseline = Baseline(loaded.model, loaded.preprocessor)

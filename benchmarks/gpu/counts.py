@@ -25,6 +25,7 @@ from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
 from vla_robot.policy.openvla.prompt import OpenVLAPrompts
 from vla_robot.policy.vla.engine.norms import fuse_pointwise
+from vla_robot.policy.vla.loading import Loading
 from vla_robot.policy.vla.policy import AnyVLAPolicy, VLAPolicy
 from vla_robot.recipe.policy import VLARecipe
 from vla_robot.recipe.policy_source import find_policy
@@ -67,7 +68,7 @@ def after(corrections: int) -> Callable[[], bool]:
 
 def nano(folder: Path, dtype: str = "bfloat16", fuse: bool | None = None) -> OpenVLAPolicy:
     """Load the shipped policy on the fake device; its self-test runs too."""
-    return load(folder, dtype, "cuda", statistics_key="lift", fuse=fuse)
+    return load(folder, Loading(dtype=dtype, device="cuda", statistics_key="lift", fuse=fuse))
 
 
 def seven_billion(gpu: FakeCuda, tokenizer: OpenVLAPrompts, fuse: bool = True, **ours: Any) -> OpenVLAPolicy:
@@ -163,7 +164,7 @@ def rows_of_families(
         recipe = find_policy(folder).recipe
         assert isinstance(recipe, VLARecipe)
         for fuse in fused:
-            real = family_of(folder).load(folder, statistics_key=recipe.statistics_key, trainable=True)
+            real = family_of(folder).load(folder, Loading(statistics_key=recipe.statistics_key, trainable=True))
             with FakeCuda(Drive().answers(in_blocks=True)) as gpu:
                 policy = moved(gpu, real, fuse, recipe.statistics_key)
                 infer(gpu, policy, observations(policy, Drive()))

@@ -5,7 +5,7 @@ What needs a number (`bool(tensor)`, `tensor.item()`) is a read, for which the p
 here it is counted by the function that asked, and answered from a table.
 
     with FakeCuda() as gpu:
-        policy = load(folder, device="cuda")
+        policy = load(folder, Loading(device="cuda"))
         policy.generate(batch, 7, gpu.timer())
     gpu.stages["prefill"].kernels    # what was started, by the stages of the timer
 """

@@ -32,6 +32,7 @@ from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
 from vla_robot.policy.roofline import PRECISIONS, floor_of
 from vla_robot.policy.vla.engine.compiler import is_fused
 from vla_robot.policy.vla.heads.l1 import L1Head
+from vla_robot.policy.vla.loading import Loading
 from vla_robot.policy.vla.model import IGNORE
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
 from vla_robot.recipe.finetune import DemosFinetuneRecipe
@@ -127,7 +128,7 @@ def machine(bench: Bench) -> Numbers:
 
 def shipped(bench: Bench) -> Numbers:
     """Compare the shipped policy's fp32 tokens with those of the CPU, which tests hold to the reference."""
-    cpu, here = (load(bench.nano, device=d, statistics_key="lift") for d in ("cpu", str(bench.device)))
+    cpu, here = (load(bench.nano, Loading(device=d, statistics_key="lift")) for d in ("cpu", str(bench.device)))
     rows = 3 if bench.tiny else 16
     rng = np.random.default_rng(0)
     size, cameras = here.model.config.image_size, here.model.config.num_images

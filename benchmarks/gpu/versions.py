@@ -25,10 +25,10 @@ def child(in_blocks: bool) -> None:
     """Load the shipped policy, and for each line of input print the mean times of an answer by rows [ms]."""
     import numpy as np
 
+    import vla_robot
     from vla_robot.core.messages import Observation
-    from vla_robot.policy.openvla.policy import load
 
-    policy = load(Path("policies/openvla_nano"), statistics_key="lift")
+    policy = vla_robot.load_policy("policies/openvla_nano", device="cpu", statistics_key="lift")
     policy.in_blocks = in_blocks
     rng = np.random.default_rng(0)
     state = np.zeros(policy.model.config.inputs.proprio_dim or 0)

@@ -27,6 +27,7 @@ from vla_robot.core.messages import Observation
 from vla_robot.data.formats.open import open_source
 from vla_robot.evaluate.instruction_variants import words_for
 from vla_robot.policy.families import family_of
+from vla_robot.policy.vla.loading import Loading
 from vla_robot.policy.vla.policy import AnyVLAPolicy
 from vla_robot.recipe import read
 from vla_robot.recipe.env import EnvRecipe
@@ -112,7 +113,7 @@ def main(args: ErrorByWordingArgs) -> int:
     recipe = read(FinetuneRecipe, args.launch)
     if not isinstance(recipe, DemosFinetuneRecipe) or not recipe.wordings:
         raise RecipeError(f"--launch {args.launch}: it has no [[wordings]] of demonstrations.")
-    policy = family_of(args.policy).load(args.policy, statistics_key=recipe.dataset_name)
+    policy = family_of(args.policy).load(args.policy, Loading(statistics_key=recipe.dataset_name))
     seen, labels = frames(args.data, policy, args.frames)
     for name, say in wordings(recipe.wordings[0], read(EnvRecipe, args.env)).items():
         told = [replace(o, instruction=say(o.instruction, number)) for number, o in enumerate(seen)]

@@ -15,6 +15,7 @@ from benchmarks.models.plain_vlm import PlainVLM, without_state  # noqa: E402
 from benchmarks.policy import _scene  # noqa: E402
 from vla_robot.policy.families import family_of  # noqa: E402
 from vla_robot.policy.openvla.policy import load  # noqa: E402
+from vla_robot.policy.vla.loading import Loading  # noqa: E402
 
 from ..policy.openvla.tiny_policies import create_policy  # noqa: E402
 from ..policy.vlm.tiny_vlms import create  # noqa: E402
@@ -45,7 +46,7 @@ def without_values(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_openvlas_baseline_has_all_on_the_models_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = load(create_policy(tmp_path), trainable=True)
+    policy = load(create_policy(tmp_path), Loading(trainable=True))
     batch = policy.read([_scene(policy, 0)])
     policy.model.to("meta")
     without_values(plain_inference, monkeypatch)
@@ -71,7 +72,7 @@ def test_transformers_baseline_has_all_on_the_models_device(
 
 
 def test_the_plain_training_loop_is_on_the_models_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = load(create_policy(tmp_path), trainable=True)
+    policy = load(create_policy(tmp_path), Loading(trainable=True))
     policy.model.to("meta")
     without_values(plain_training, monkeypatch)
     plain = plain_training.PlainModel(policy.model)

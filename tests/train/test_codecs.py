@@ -23,6 +23,7 @@ from vla_robot.policy.kinds import check_policy, load_policy
 from vla_robot.policy.vla.codecs.fast_files import train_fast
 from vla_robot.policy.vla.inputs.prompts import train_tokenizer
 from vla_robot.policy.vla.json_files import read_json, write_json
+from vla_robot.policy.vla.loading import Loading
 from vla_robot.recipe.finetune import CodecRecipe, DemosFinetuneRecipe
 from vla_robot.recipe.policy_source import find_policy
 from vla_robot.train.finetune import finetune
@@ -146,7 +147,7 @@ def test_rows_that_would_never_be_learned_are_refused(new: Any, more: dict[str, 
 def test_a_codec_with_a_grammar_is_not_compiled(trained: Any) -> None:
     folder = trained("openvla", "fast")
     with pytest.raises(PolicyError, match="codec 'fast' limits each token"):
-        family_of(folder).load(folder, compiled=True)
+        family_of(folder).load(folder, Loading(compiled=True))
 
 
 def test_fast_is_not_told_how_to_begin_and_refuses_another_horizon(copied: Any) -> None:

@@ -25,6 +25,7 @@ from vla_robot.policy.openvla.oft import OFTPolicy, load_oft
 from vla_robot.policy.vla.heads.policy import HeadPolicy
 from vla_robot.policy.vla.heads.sizes import head_of
 from vla_robot.policy.vla.json_files import read_json
+from vla_robot.policy.vla.loading import Loading
 from vla_robot.recipe.finetune import CodecRecipe, DemosFinetuneRecipe, HeadRecipe
 from vla_robot.recipe.policy import FlowRecipe, OFTRecipe, OpenVLAOFTRecipe
 from vla_robot.recipe.policy_source import find_policy
@@ -222,7 +223,7 @@ def test_a_trained_openvla_is_an_oft_folder_for_the_oft_engine(trained: Any, tmp
     rows = [seen(0.2), seen(0.7, "go to the dark")]
     for ours, theirs in zip(general.act(rows), oft.act(rows), strict=True):
         np.testing.assert_allclose(ours.actions, theirs.actions, atol=1e-5)
-    alike = load_oft(as_published(folder, tmp_path / "published"), recipe.oft, statistics_key="light")
+    alike = load_oft(as_published(folder, tmp_path / "published"), recipe.oft, Loading(statistics_key="light"))
     for ours, theirs in zip(oft.act(rows), alike.act(rows), strict=True):
         np.testing.assert_array_equal(ours.actions, theirs.actions)
 
@@ -233,15 +234,15 @@ def test_a_trained_openvla_is_an_oft_folder_for_the_oft_engine(trained: Any, tmp
 def test_sizes_other_than_those_of_the_training_are_refused(trained: Any, other: dict[str, Any]) -> None:
     folder = trained("openvla", "l1")
     right = OFTRecipe(CHUNK, DIM, "bounds_q99", ("front",), 1)
-    load_oft(folder, right, statistics_key="light")
+    load_oft(folder, right, Loading(statistics_key="light"))
     with pytest.raises(CheckpointError, match=r"was .* in training"):
-        load_oft(folder, replace(right, **other), statistics_key="light")
+        load_oft(folder, replace(right, **other), Loading(statistics_key="light"))
 
 
 @pytest.mark.parametrize("family", ["openvla", "qwen2_vl"])
 def test_statistics_and_data_of_another_dimension_are_refused(trained: Any, family: str) -> None:
     folder = trained(family, "l1")
-    policy: Any = family_of(folder).load(folder, statistics_key="light")
+    policy: Any = family_of(folder).load(folder, Loading(statistics_key="light"))
     wide = {
         name: [*values, values[0]] for name, values in policy.statistics["light"]["action"].items() if name != "std"
     }
@@ -306,7 +307,11 @@ def test_a_table_flow_is_for_a_flow_head_alone(trained: Any) -> None:
                 with pytest.raises(CheckpointError, match=f"for a flow-matching head, and the folder {has}"):
                     use(recipe)
     with pytest.raises(CheckpointError, match='has the head "flow"; load it with kind = "openvla"'):
-        load_oft(trained("openvla", "flow"), OFTRecipe(CHUNK, DIM, "bounds_q99", ("front",), 1), statistics_key="light")
+        load_oft(
+            trained("openvla", "flow"),
+            OFTRecipe(CHUNK, DIM, "bounds_q99", ("front",), 1),
+            Loading(statistics_key="light"),
+        )
 
 
 def test_keys_of_a_flow_head_are_refused_for_another(new: Any) -> None:

@@ -21,6 +21,7 @@ from vla_robot.data.pipeline.stats import dataset_statistics
 from vla_robot.policy.families import family_of
 from vla_robot.policy.openvla.create import create
 from vla_robot.policy.openvla.policy import load
+from vla_robot.policy.vla.loading import Loading
 from vla_robot.recipe import parse
 from vla_robot.recipe.finetune import Architecture, FinetuneRecipe, with_mixture
 from vla_robot.testing import toy_embodiment
@@ -235,4 +236,6 @@ def test_a_mixture_trains_a_policy_and_a_broken_run_goes_on_bit_for_bit(
     assert again.steps == 4
     one, other = weights(tmp_path / "whole" / "final"), weights(tmp_path / "broken" / "final")
     assert all(torch.equal(one[name], other[name]) for name in one)
-    assert {"bridge_orig", "fractal20220817_data"} <= set(load(whole.policy, statistics_key="bridge_orig").statistics)
+    assert {"bridge_orig", "fractal20220817_data"} <= set(
+        load(whole.policy, Loading(statistics_key="bridge_orig")).statistics
+    )

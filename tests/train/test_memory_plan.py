@@ -20,6 +20,7 @@ from vla_robot.data.pipeline.stats import dataset_statistics
 from vla_robot.policy.openvla.create import create
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.policy import load
+from vla_robot.policy.vla.loading import Loading
 from vla_robot.recipe.finetune import DemosFinetuneRecipe
 from vla_robot.train.finetune import _on_device
 from vla_robot.train.lora import adapt, freeze_in_bf16
@@ -90,7 +91,7 @@ def test_the_plan_is_what_autograd_keeps_of_the_whole_batch(
 def test_frozen_matrices_in_bf16_need_half_and_no_copies_and_give_the_same_loss_and_gradients(
     recipe: DemosFinetuneRecipe, start: Path
 ) -> None:
-    recipe, model = replace(recipe, lora_rank=2, bf16=True), load(start, trainable=True).model
+    recipe, model = replace(recipe, lora_rank=2, bf16=True), load(start, Loading(trainable=True)).model
     only_what_is_read(model)
     adapt(model, recipe)
     before, was = plan_memory(model, recipe).parts, _learned(model)

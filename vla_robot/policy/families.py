@@ -64,19 +64,9 @@ def family_of(folder: Path) -> Family:
 
 def build(recipe: VLARecipe, embodiment: Embodiment | None, expert: str | None) -> AnyVLAPolicy:
     """Build the policy of a recipe as `load_policy` does."""
-    folder = recipe.checkpoint
-    key, preprocessing = recipe.statistics_key, recipe.image_preprocessing
     sampling_as = attribute("vla_robot.policy.vla.heads.policy:sampling_as")
-    loaded = family_of(folder).load(
-        folder,
-        recipe.dtype,
-        recipe.device,
-        key,
-        preprocessing,
-        compiled=recipe.compiled,
-        quantise=recipe.quantise,
-        fuse=recipe.fuse,
-    )
+    loading = attribute("vla_robot.policy.vla.loading:Loading")
+    loaded = family_of(recipe.checkpoint).load(recipe.checkpoint, loading.as_recipe(recipe))
     policy = sampling_as(loaded, recipe.flow)
     if policy.embodiment is not None and embodiment is not None:
         require_fit(policy.embodiment, embodiment)

@@ -22,6 +22,7 @@ from vla_robot.data.pipeline.stats import dataset_statistics
 from vla_robot.data.questions import read_questions
 from vla_robot.policy.families import family_named, family_of
 from vla_robot.policy.vla.json_files import OUR_BLOCK, read_json, write_json
+from vla_robot.policy.vla.loading import Loading
 from vla_robot.policy.vla.model import AnyVLAModel
 from vla_robot.policy.vla.policy import AnyVLAPolicy
 from vla_robot.policy.vla.small_files import EMBODIMENT, STATISTICS
@@ -106,9 +107,10 @@ def prepare(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: OnProg
     return _from_demos(recipe, out, ranks, on_progress)
 
 
-def _place(recipe: FinetuneRecipe, ranks: Ranks) -> torch.device:
-    """Return where a rank loads the model: nowhere, if it will read its own rows."""
-    return torch.device("meta" if recipe.shard and ranks.count > 1 else "cpu")
+def _loading(recipe: FinetuneRecipe, ranks: Ranks, key: str) -> Loading:
+    """Return how a rank loads the model to be trained: without weights, if it will read its own rows."""
+    device = torch.device("meta" if recipe.shard and ranks.count > 1 else "cpu")
+    return Loading(device=device, statistics_key=key, trainable=True)
 
 
 def _from_demos(recipe: DemosFinetuneRecipe, out: Path, ranks: Ranks, on_progress: OnProgress) -> Prepared:
@@ -116,7 +118,7 @@ def _from_demos(recipe: DemosFinetuneRecipe, out: Path, ranks: Ranks, on_progres
         demos = _open(recipe)
         start = _start_at(out, lambda folder: _write_start(recipe, demos, folder))
     # Every rank decodes the frames at the same time; none of this writes.
-    policy = family_of(start).load(start, "float32", _place(recipe, ranks), recipe.dataset_name, trainable=True)
+    policy = family_of(start).load(start, _loading(recipe, ranks, recipe.dataset_name))
 
     def decoding(done: int, total: int) -> None:
         on_progress(Progress("frames", done, total, {}))
@@ -137,7 +139,7 @@ def _from_mixture(recipe: MixtureFinetuneRecipe, out: Path, ranks: Ranks, on_pro
         # The mixture's statistics take the place of those of the same name, as in the reference.
         start = _start_at(out, lambda start: _copy_policy(folder, start, mixture.statistics, recipe.chunk))
         key = next(iter(mixture.statistics))
-        policy = family_of(start).load(start, "float32", _place(recipe, ranks), key, trainable=True)
+        policy = family_of(start).load(start, _loading(recipe, ranks, key))
         data = data_of_mixture(recipe, mixture, policy, ranks, indexing)
     only = key if len(mixture.statistics) == 1 else None
     notes = tuple(f"{dataset.name}: {note}" for dataset in mixture.datasets for note in dataset.notes)

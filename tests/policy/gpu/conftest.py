@@ -15,6 +15,7 @@ from benchmarks.gpu.counts import Drive, nano
 from benchmarks.gpu.fake_cuda import FakeCuda
 from vla_robot.policy.families import FAMILIES, family_of
 from vla_robot.policy.openvla.policy import OpenVLAPolicy
+from vla_robot.policy.vla.loading import Loading
 from vla_robot.policy.vla.policy import AnyVLAPolicy
 
 from ..vlm.tiny_vlms import create
@@ -71,6 +72,6 @@ def loaded(family_folder: Callable[[str], Path]) -> Callable[[str], AnyVLAPolicy
 
     def load(name: str) -> AnyVLAPolicy:
         folder = family_folder(name)
-        return family_of(folder).load(folder, trainable=True)
+        return family_of(folder).load(folder, Loading(trainable=True))
 
     return load

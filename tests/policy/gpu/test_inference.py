@@ -26,6 +26,7 @@ from vla_robot.policy.vla import policy as vla_policy
 from vla_robot.policy.vla.engine.fp8 import EightBitMatrix
 from vla_robot.policy.vla.engine.quantise import linears
 from vla_robot.policy.vla.heads.l1 import L1Head
+from vla_robot.policy.vla.loading import Loading
 from vla_robot.policy.vla.policy import AnyVLAPolicy
 
 from ..vlm import tiny_vlms
@@ -189,7 +190,9 @@ def test_plain_matrices_that_get_fewer_bits_never_fill_the_device(
 
     monkeypatch.setattr(openvla_policy, "quantise", look)
     with FakeCuda(Drive().answers()) as gpu:
-        policy = openvla_policy.load(nano_folder, "bfloat16", "cuda", statistics_key="lift", quantise="fp8", fuse=False)
+        policy = openvla_policy.load(
+            nano_folder, Loading(dtype="bfloat16", device="cuda", statistics_key="lift", quantise="fp8", fuse=False)
+        )
         infer(gpu, policy, observations(policy, Drive()))
     assert before[0].keys() == {"cpu"}
     assert {p.device.type for p in policy.model.parameters()} == {"cuda", "meta"}

@@ -16,6 +16,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from vla_robot.core.errors import CheckpointError
 from vla_robot.policy.openvla.family import OPENVLA
 from vla_robot.policy.openvla.policy import load
+from vla_robot.policy.vla.loading import Loading
 
 TARGETS = r".*\.(q_proj|o_proj|gate_proj|qkv|fc1|fc2)"
 
@@ -29,9 +30,9 @@ def adapted(tiny_folder: Path, tmp_path: Path) -> Callable[..., tuple[Path, dict
         shutil.copytree(tiny_folder, folder)
         torch.manual_seed(3)
         given = {"r": 4, "lora_alpha": 12, "target_modules": TARGETS, "init_lora_weights": False, **options}
-        tuned: Any = get_peft_model(load(tiny_folder, trainable=True).model, LoraConfig(**given))  # type: ignore[arg-type]
+        tuned: Any = get_peft_model(load(tiny_folder, Loading(trainable=True)).model, LoraConfig(**given))  # type: ignore[arg-type]
         tuned.save_pretrained(folder)
-        reread = PeftModel.from_pretrained(load(tiny_folder, trainable=True).model, str(folder))  # type: ignore[arg-type]
+        reread = PeftModel.from_pretrained(load(tiny_folder, Loading(trainable=True)).model, str(folder))  # type: ignore[arg-type]
         return folder, dict(reread.merge_and_unload().named_parameters())
 
     return make

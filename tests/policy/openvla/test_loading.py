@@ -18,6 +18,7 @@ from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.policy import load
 from vla_robot.policy.openvla.weights import load_model
 from vla_robot.policy.vla import layout
+from vla_robot.policy.vla.loading import Loading
 from vla_robot.policy.vla.safetensors_files import INDEX, SINGLE
 
 
@@ -48,7 +49,7 @@ def test_loading_peaks_at_less_than_1_3_times_the_weights(
 
 
 def test_matrices_lie_by_columns_for_acting_and_by_rows_for_training(tiny_folder: Path) -> None:
-    acting, trainable = load(tiny_folder).model, load(tiny_folder, trainable=True).model
+    acting, trainable = load(tiny_folder).model, load(tiny_folder, Loading(trainable=True)).model
     same = zip(acting.named_parameters(), trainable.named_parameters(), strict=True)
     for (name, fast), (_, plain) in same:
         assert torch.equal(fast, plain), name

@@ -22,6 +22,7 @@ from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.network.reason import build_text
 from vla_robot.policy.openvla.oft import load_oft
 from vla_robot.policy.openvla.policy import OpenVLAPolicy, check, load
+from vla_robot.policy.vla.loading import Loading
 from vla_robot.policy.vla.model import IGNORE
 from vla_robot.policy.vla.sequence.ragged import RaggedSequence
 from vla_robot.train.batches.frames import answers_of, labelled
@@ -128,7 +129,7 @@ def test_images_follow_the_first_token_of_the_chat(sample: Sample) -> None:
 
 def test_the_head_stays_the_table_of_embeddings(sample: Sample, tmp_path: Path) -> None:
     family = family_of(sample.folder)
-    policy: Any = family.load(sample.folder, trainable=True)
+    policy: Any = family.load(sample.folder, Loading(trainable=True))
     text = policy.model.language_model
     assert text.lm_head.weight is text.model.embed_tokens.weight
     family.save_model(policy.model, tmp_path, sample.folder)
@@ -180,13 +181,13 @@ def test_it_is_compiled_as_a_llama_is(sample: Sample, monkeypatch: pytest.Monkey
     monkeypatch.setattr(
         torch, "compile", lambda work, **others: compiler(work, dynamic=False, fullgraph=True, backend="eager")
     )
-    eager, compiled = load(sample.folder), load(sample.folder, compiled=True)
+    eager, compiled = load(sample.folder), load(sample.folder, Loading(compiled=True))
     batch = eager.read([observation(), observation(seed=1)])
     np.testing.assert_array_equal(compiled.generate(batch, 7), eager.generate(batch, 7))
 
 
 def test_its_matrices_take_fewer_bits(sample: Sample) -> None:
-    plain, small = load(sample.folder), load(sample.folder, quantise="fp8")  # of which a CPU knows the formula
+    plain, small = load(sample.folder), load(sample.folder, Loading(quantise="fp8"))  # of which a CPU knows the formula
     assert small.memory_bytes() < plain.memory_bytes()
     assert small.generate(small.read([observation()]), 7).shape == (1, 7)
 

@@ -26,6 +26,7 @@ from vla_robot.policy.openvla.network.reason import Decoder
 from vla_robot.policy.openvla.oft import OFTPolicy, load_oft
 from vla_robot.policy.vla.heads.l1 import L1Head
 from vla_robot.policy.vla.inputs.observations import Batch
+from vla_robot.policy.vla.loading import Loading
 from vla_robot.policy.vla.proprio import ProprioProjector
 from vla_robot.recipe import parse, read
 from vla_robot.recipe.policy import PolicyRecipe
@@ -129,7 +130,7 @@ def test_each_row_may_have_its_own_statistics(copy: Path) -> None:
     short = {**toy, "action": {name: values[:3] for name, values in toy["action"].items()}}
     (copy / "dataset_statistics.json").write_text(json.dumps({"toy": toy, "wide": wide, "short": short}))
     seen = [observation(seed=seed) for seed in range(2)]
-    policy = load_oft(copy, OFT, statistics_key="toy")
+    policy = load_oft(copy, OFT, Loading(statistics_key="toy"))
     together = policy.act(seen, ["wide", None])
     for one, key, chunk in zip(seen, ("wide", "toy"), together, strict=True):
         np.testing.assert_allclose(policy.act([one], [key])[0].actions, chunk.actions, atol=1e-4)
@@ -153,7 +154,7 @@ def test_bounds_take_the_smallest_and_largest_value(published: Path) -> None:
 
 
 def test_lower_precision_still_acts(published: Path, oft: OFTPolicy) -> None:
-    rough = load_oft(published, OFT, dtype="bfloat16").act([observation()])[0].actions
+    rough = load_oft(published, OFT, Loading(dtype="bfloat16")).act([observation()])[0].actions
     np.testing.assert_allclose(rough, oft.act([observation()])[0].actions, atol=0.5)
 
 

@@ -14,6 +14,7 @@ from vla_robot.core.errors import CheckpointError, ContractError
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.policy import load
 from vla_robot.policy.openvla.weights import load_model, save_model, unused_names
+from vla_robot.policy.vla.loading import Loading
 
 from .tiny_policies import observation
 
@@ -45,13 +46,15 @@ def test_each_row_may_have_its_own_statistics(broken) -> None:
     wide["proprio"]["q99"] = [3 * value for value in toy["proprio"]["q99"]]
     short = {**toy, "action": {name: values[:3] for name, values in toy["action"].items()}}
     (folder / "dataset_statistics.json").write_text(json.dumps({"toy": toy, "wide": wide, "short": short}))
-    policy = load(folder, statistics_key="toy")
+    policy = load(folder, Loading(statistics_key="toy"))
     seen = [observation(seed=seed) for seed in range(4)]
     keys = ["wide", None, "short", "toy"]
     together = policy.act(seen, keys)
     assert [chunk.actions.shape for chunk in together] == [(1, 7), (1, 7), (1, 3), (1, 7)]
     for one, key, chunk in zip(seen, keys, together, strict=True):
-        np.testing.assert_array_equal(load(folder, statistics_key=key or "toy").act([one])[0].actions, chunk.actions)
+        np.testing.assert_array_equal(
+            load(folder, Loading(statistics_key=key or "toy")).act([one])[0].actions, chunk.actions
+        )
     with pytest.raises(ContractError, match="one statistics key per observation, got 1 for 4"):
         policy.act(seen, ["toy"])
     with pytest.raises(ContractError, match="unknown statistics key 'wid'; did you mean 'wide'"):
@@ -189,6 +192,6 @@ def test_an_unknown_or_ambiguous_statistics_key_is_told(broken) -> None:
     statistics = json.loads((folder / "dataset_statistics.json").read_text())
     (folder / "dataset_statistics.json").write_text(json.dumps(statistics | {"toy_2": statistics["toy"]}))
     with pytest.raises(ContractError, match="did you mean 'toy_2'"):
-        load(folder, statistics_key="toi_2").act([observation()])
+        load(folder, Loading(statistics_key="toi_2")).act([observation()])
     with pytest.raises(ContractError, match="statistics of 2 datasets; name one with statistics_key: toy, toy_2"):
         load(folder).act([observation()])

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from vla_robot.core.errors import ContractError
 from vla_robot.policy.families import FAMILIES, family_of
 from vla_robot.policy.openvla.policy import load
+from vla_robot.policy.vla.loading import Loading
 from vla_robot.policy.vla.policy import AnyVLAPolicy
 from vla_robot.policy.vla.slots import memory
 from vla_robot.policy.vla.slots.sizes import rounded_rows, rounded_text
@@ -50,7 +51,7 @@ def test_blocks_give_the_generators_tokens(
     else:
         folder = tiny_vlms.create(tmp_path_factory.mktemp(name), name, use_state=True)
         # An acting policy's weights may not change.
-        policy, observation = family_of(folder).load(folder, trainable=True), tiny_vlms.observation
+        policy, observation = family_of(folder).load(folder, Loading(trainable=True)), tiny_vlms.observation
     config = policy.model.config
     torch.manual_seed(1)
     for parameter in policy.model.parameters():

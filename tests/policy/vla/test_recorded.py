@@ -21,6 +21,7 @@ from vla_robot.policy.openvla.engine import chunk_regression
 from vla_robot.policy.openvla.oft import load_oft
 from vla_robot.policy.openvla.policy import load
 from vla_robot.policy.vla.engine.graph_thread import in_graph_thread
+from vla_robot.policy.vla.loading import Loading
 from vla_robot.policy.vla.policy import AnyVLAPolicy
 from vla_robot.policy.vla.slots import block
 from vla_robot.policy.vla.slots.recorded import recorded
@@ -74,7 +75,7 @@ def policy_of(name: str, tiny_folder: Path, folder: Path) -> tuple[AnyVLAPolicy,
         policy, seen = load(tiny_folder), lambda n: tiny_policies.observation(TEXTS[n % 2], n)
     else:
         made = tiny_vlms.create(folder, name, use_state=True)
-        policy, seen = family_of(made).load(made, trainable=True), tiny_vlms.observation
+        policy, seen = family_of(made).load(made, Loading(trainable=True)), tiny_vlms.observation
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in policy.model.parameters():

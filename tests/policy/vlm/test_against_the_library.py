@@ -10,6 +10,7 @@ from transformers import LogitsProcessorList
 from benchmarks.models.plain_vlm import OnlyRows
 from vla_robot.core.normalise import normalise
 from vla_robot.policy.families import family_of
+from vla_robot.policy.vla.loading import Loading
 from vla_robot.policy.vla.model import IGNORE
 from vla_robot.recipe.finetune import DemosFinetuneRecipe
 from vla_robot.train.batches.frames import answers_of, labelled
@@ -93,7 +94,7 @@ def test_answers_in_words_are_the_librarys(sample: Sample) -> None:
 
 @pytest.mark.parametrize("part", ["vision", "projector", "decoder"])
 def test_training_a_part_changes_exactly_that_part(sample: Sample, part: str) -> None:
-    policy = family_of(sample.folder).load(sample.folder, trainable=True)
+    policy = family_of(sample.folder).load(sample.folder, Loading(trainable=True))
     before = {name: p.detach().clone() for name, p in policy.model.named_parameters()}
     model = adapt(policy.model, DemosFinetuneRecipe(train=(part,)))  # pyright: ignore[reportArgumentType]
     batch = policy.read(ROWS)

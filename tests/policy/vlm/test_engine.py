@@ -15,6 +15,7 @@ from vla_robot.core.host import optional
 from vla_robot.core.messages import Observation
 from vla_robot.policy.families import family_of
 from vla_robot.policy.vla.layout import matrices
+from vla_robot.policy.vla.loading import Loading
 from vla_robot.recipe import parse
 from vla_robot.recipe.policy import PolicyRecipe, VLARecipe
 
@@ -48,7 +49,7 @@ def test_whole_graphs_give_the_same_tokens(
 ) -> None:
     traced(monkeypatch)
     folder = samples(name).folder
-    eager, compiled = family_of(folder).load(folder), family_of(folder).load(folder, compiled=True)
+    eager, compiled = family_of(folder).load(folder), family_of(folder).load(folder, Loading(compiled=True))
     expected = eager.generate(eager.read(EVEN), TOKENS)
     np.testing.assert_array_equal(compiled.generate(compiled.read(EVEN), TOKENS), expected)
     assert "inference" in compiled.act(EVEN)[0].stages_ms
@@ -57,21 +58,24 @@ def test_whole_graphs_give_the_same_tokens(
 def test_a_language_model_that_reads_numbers_is_not_compiled(samples: Callable[[str], Sample]) -> None:
     folder = samples("qwen3_vl").folder
     with pytest.raises(PolicyError, match=r"Qwen3VL cannot be compiled: .* Leave compiled out"):
-        family_of(folder).load(folder, compiled=True)
+        family_of(folder).load(folder, Loading(compiled=True))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 def test_compiled_graphs_give_the_same_tokens(samples: Callable[[str], Sample]) -> None:
     folder = samples("paligemma").folder
-    eager, compiled = family_of(folder).load(folder), family_of(folder).load(folder, compiled=True)
+    eager, compiled = family_of(folder).load(folder), family_of(folder).load(folder, Loading(compiled=True))
     expected = eager.generate(eager.read(EVEN), TOKENS)
     np.testing.assert_array_equal(compiled.generate(compiled.read(EVEN), TOKENS), expected)
 
 
 def test_fewer_bits_take_less_memory_and_logits_stay_near(sample: Sample) -> None:
     family = family_of(sample.folder)
-    plain, small = sample.policy(), family.load(sample.folder, quantise="fp8")  # of which a CPU knows the formula
+    plain, small = (
+        sample.policy(),
+        family.load(sample.folder, Loading(quantise="fp8")),
+    )  # of which a CPU knows the formula
     assert small.memory_bytes() < plain.memory_bytes()
     batch = plain.read(EVEN)
     with torch.inference_mode():
@@ -84,7 +88,7 @@ def test_fewer_bits_take_less_memory_and_logits_stay_near(sample: Sample) -> Non
 @pytest.mark.skipif(not (optional.installed("torchao") and optional.installed("bitsandbytes")), reason="[quantise]")
 def test_fewer_bits_change_actions_little(how: str) -> None:
     rng = np.random.default_rng(0)
-    plain, small = family_of(NANO).load(NANO), family_of(NANO).load(NANO, quantise=how)
+    plain, small = family_of(NANO).load(NANO), family_of(NANO).load(NANO, Loading(quantise=how))
     assert small.memory_bytes() < 0.6 * plain.memory_bytes()
     assert plain.embodiment is not None
     names = [camera.name for camera in plain.embodiment.cameras]
@@ -99,7 +103,7 @@ def test_fewer_bits_change_actions_little(how: str) -> None:
 
 
 def test_a_policy_to_be_trained_is_left_as_it_is(sample: Sample) -> None:
-    acting, trained = sample.policy().model, family_of(sample.folder).load(sample.folder, trainable=True).model
+    acting, trained = sample.policy().model, family_of(sample.folder).load(sample.folder, Loading(trainable=True)).model
     assert trained.constant == 0
     assert all(parameter.is_contiguous() for parameter in trained.parameters())
     by_columns = matrices(acting, acting.vlm.lm_head)

@@ -14,6 +14,7 @@ from torch.func import functional_call
 from vla_robot.core.errors import RecipeError
 from vla_robot.policy.families import family_of
 from vla_robot.policy.vla.engine.norms import GATED, fuse_pointwise
+from vla_robot.policy.vla.loading import Loading
 from vla_robot.recipe import parse
 from vla_robot.recipe.policy import PolicyRecipe
 
@@ -44,7 +45,7 @@ def test_a_fused_policy_says_the_same_tokens(
     compiler = torch.compile
     monkeypatch.setattr(torch, "compile", lambda work, **options: compiler(work, backend="eager", **options))
     folder = samples(name).folder
-    eager, joined = family_of(folder).load(folder), family_of(folder).load(folder, fuse=True)
+    eager, joined = family_of(folder).load(folder), family_of(folder).load(folder, Loading(fuse=True))
     for seen in ([observation(0)], [observation(0), observation(1)]):
         expected = eager.generate(eager.read(seen), TOKENS)
         np.testing.assert_array_equal(joined.generate(joined.read(seen), TOKENS), expected)
@@ -54,7 +55,7 @@ def test_a_fused_policy_says_the_same_tokens(
 @needs_compiler
 def test_compiled_functions_say_the_same_tokens(samples: Callable[[str], Sample]) -> None:
     folder = samples("paligemma").folder
-    eager, joined = family_of(folder).load(folder), family_of(folder).load(folder, fuse=True)
+    eager, joined = family_of(folder).load(folder), family_of(folder).load(folder, Loading(fuse=True))
     seen = [observation(0), observation(1)]
     expected = eager.generate(eager.read(seen), TOKENS)
     np.testing.assert_array_equal(joined.generate(joined.read(seen), TOKENS), expected)
@@ -67,7 +68,7 @@ def test_norms_and_gates_are_the_librarys_and_one_kernel_each(
     """In bfloat16, to the last bit; by torch's own compiler, told of an H100; no norm of the library is left out."""
     monkeypatch.setattr(torch, "compile", lambda work, **options: work)
     folder = samples(name).folder
-    model: Any = family_of(folder).load(folder, dtype="bfloat16", trainable=True).model
+    model: Any = family_of(folder).load(folder, Loading(dtype="bfloat16", trainable=True)).model
     norm, mlp = norm_and_mlp(model)
     x = torch.randn(2, 5, norm.weight.numel(), dtype=torch.bfloat16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

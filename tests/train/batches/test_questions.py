@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from vla_robot.core.errors import ContractError, DataError, RecipeError
 from vla_robot.data.questions import QuestionWriter, read_questions
 from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
+from vla_robot.policy.vla.loading import Loading
 from vla_robot.policy.vla.model import IGNORE
 from vla_robot.recipe.finetune import DemosFinetuneRecipe, FinetuneRecipe, QuestionsRecipe, RolloutsRecipe
 from vla_robot.train.batches.questions import QuestionData
@@ -196,7 +197,7 @@ def test_rollouts_measure_the_averaged_weights_and_leave_training_alone(recipe: 
 
     def roll_out(folder: Path, key: str) -> float:
         chance = float(torch.rand(()))  # what would disturb a training that drew from the same generator
-        driven.append((key, float(load(folder, statistics_key=key).model.projector.fc1.weight.sum().item())))
+        driven.append((key, float(load(folder, Loading(statistics_key=key)).model.projector.fc1.weight.sum().item())))
         return chance
 
     plain = finetune(recipe, tmp_path / "plain", quiet)

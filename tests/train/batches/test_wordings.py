@@ -76,7 +76,7 @@ def test_a_batch_has_other_prompts_before_the_same_answers(recipe: DemosFinetune
     prepared = prepare(other, tmp_path / "other", Ranks(), lambda _: None)
     start = prepared.start
     batch, held_out = prepared.data.batch(0), next(iter(prepared.data.held_out()))
-    words = family_of(start).load(start, "float32").tokenizer
+    words = family_of(start).load(start).tokenizer
     said = {tuple(words(text)) for text in every_wording(other.wordings, ["go to the light"])}
     prompts = {
         tuple(ids[: (labels != IGNORE).argmax()].tolist())

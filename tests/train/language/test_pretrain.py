@@ -21,6 +21,7 @@ from vla_robot.data.pipeline.stats import dataset_statistics
 from vla_robot.data.questions import QuestionWriter
 from vla_robot.policy.families import NEW_MODELS, family_named, family_of
 from vla_robot.policy.openvla.policy import load
+from vla_robot.policy.vla.loading import Loading
 from vla_robot.recipe import read
 from vla_robot.recipe.finetune import Architecture, DemosFinetuneRecipe
 from vla_robot.recipe.trainings.pretrain import PretrainRecipe, TextTower
@@ -173,7 +174,7 @@ def test_the_tower_of_every_family_learns_and_no_other_part(tmp_path: Path, name
     sizes = replace(TINY, image_size=edge, tower_depth=3, max_positions=256, family=name)
     statistics = dataset_statistics("light", np.array([[-1.0, 0.0], [1.0, 1.0]]), np.array([[-1.0], [1.0]]), 1)
     family_named(name).create(tmp_path / "new", sizes, EMBODIMENT, statistics, ["go to the light"], 0)
-    model: Any = family_of(tmp_path / "new").load(tmp_path / "new", trainable=True).model
+    model: Any = family_of(tmp_path / "new").load(tmp_path / "new", Loading(trainable=True)).model
     both = ContrastiveModel(model, TextTower(dim=16, layers=1, heads=2), 320, 6, "sigmoid")
     pixels = torch.rand(3, *model.pixel_shape())
     both(pixels, torch.randint(0, 320, (3, 6)), torch.zeros(3, 6), None).loss.backward()

@@ -21,6 +21,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from vla_robot.policy.families import family_of
+from vla_robot.policy.vla.loading import Loading
 from vla_robot.policy.vla.safetensors_files import Stored
 from vla_robot.train.parallel.fsdp import local, shard, whole
 from vla_robot.train.parallel.parts import StoredState, own_rows, part_name
@@ -70,7 +71,7 @@ def load(folder: Path, rank: int, count: int) -> dict[str, Any]:
         return part
 
     setattr(Stored, "_bytes", counted)  # noqa: B010 - a forked process, which ends
-    model = family_of(folder).load(folder, "float32", torch.device("meta"), None, trainable=True).model
+    model = family_of(folder).load(folder, Loading(device=torch.device("meta"), trainable=True)).model
     assert all(p.is_meta for p in model.parameters()) and numbers_read == [0]
     stored = family_of(folder).rows(folder)
     shard(model, torch.device("cpu"), count, stored)

@@ -9,12 +9,13 @@ from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.oft import OFTPolicy, load_oft
 from vla_robot.policy.openvla.oft import check_oft as check_oft_folder
-from vla_robot.policy.openvla.policy import OpenVLAPolicy, load, load_with_head
+from vla_robot.policy.openvla.policy import OpenVLAPolicy, load_any
 from vla_robot.policy.openvla.policy import check as check_folder
 from vla_robot.policy.openvla.prompt import OpenVLAPrompts
 from vla_robot.policy.vla.heads.policy import HeadPolicy, sampling_as
 from vla_robot.policy.vla.heads.sizes import require_flow
 from vla_robot.policy.vla.inputs.preprocess import Preprocessor
+from vla_robot.policy.vla.loading import Loading
 from vla_robot.recipe.policy import OFTRecipe, OpenVLAOFTRecipe, OpenVLARecipe
 
 type AnyHeadPolicy = HeadPolicy[OpenVLA, OpenVLAPrompts, Preprocessor]
@@ -23,19 +24,8 @@ type AnyHeadPolicy = HeadPolicy[OpenVLA, OpenVLAPrompts, Preprocessor]
 def build(recipe: OpenVLARecipe, embodiment: Embodiment | None, expert: str | None) -> OpenVLAPolicy | AnyHeadPolicy:
     """Build the policy as `load_policy` does."""
     torch_device(recipe.device)  # what is not there is told before anything is read
-    head = OpenVLAConfig.read(recipe.checkpoint).head
-    require_flow(recipe.flow, head)
-    of_its_kind = load if head is None else load_with_head
-    policy = of_its_kind(
-        recipe.checkpoint,
-        recipe.dtype,
-        recipe.device,
-        recipe.statistics_key,
-        recipe.image_preprocessing,
-        compiled=recipe.compiled,
-        quantise=recipe.quantise,
-        fuse=recipe.fuse,
-    )
+    require_flow(recipe.flow, OpenVLAConfig.read(recipe.checkpoint).head)
+    policy = load_any(recipe.checkpoint, Loading.as_recipe(recipe))
     return _fitted(sampling_as(policy, recipe.flow), embodiment)
 
 
@@ -43,15 +33,7 @@ def build_oft(recipe: OpenVLAOFTRecipe, embodiment: Embodiment | None, expert: s
     """Build the policy as `load_policy` does."""
     if embodiment is not None:
         _require_room(recipe.oft, embodiment)  # before gigabytes are read
-    policy = load_oft(
-        recipe.checkpoint,
-        recipe.oft,
-        recipe.dtype,
-        recipe.device,
-        recipe.statistics_key,
-        recipe.image_preprocessing,
-        recipe.fuse,
-    )
+    policy = load_oft(recipe.checkpoint, recipe.oft, Loading.as_recipe(recipe))
     return _fitted(policy, embodiment)
 
 

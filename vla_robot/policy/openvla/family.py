@@ -12,17 +12,17 @@ from torch import Tensor
 
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import CheckpointError, RecipeError
-from vla_robot.policy.device import torch_device
 from vla_robot.policy.openvla.checkpoint import OpenVLACheckpoint, read_checkpoint
 from vla_robot.policy.openvla.create import create, give_head
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.network.model import OpenVLA
-from vla_robot.policy.openvla.policy import OpenVLAPolicy, check, load, load_with_head
+from vla_robot.policy.openvla.policy import OpenVLAPolicy, check, load_any
 from vla_robot.policy.openvla.prompt import OpenVLAPrompts
 from vla_robot.policy.openvla.weights import load_model, rows_of, save_in_turn, save_model
 from vla_robot.policy.vla.heads.policy import HeadPolicy
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE
 from vla_robot.policy.vla.inputs.preprocess import Preprocessor
+from vla_robot.policy.vla.loading import PLAIN, Loading
 from vla_robot.policy.vla.model import AnyVLAModel
 from vla_robot.policy.vla.safetensors_files import Rows
 from vla_robot.recipe.finetune import Architecture, CodecRecipe, HeadRecipe
@@ -45,31 +45,9 @@ class OpenVLAFamily:
         return read_checkpoint(folder)
 
     def load(
-        self,
-        folder: Path,
-        dtype: str | torch.dtype = "float32",
-        device: str | torch.device = "cpu",
-        statistics_key: str | None = None,
-        image_preprocessing: str = NONE,
-        *,
-        compiled: bool = False,
-        quantise: str | None = None,
-        fuse: bool | None = None,
-        trainable: bool = False,
+        self, folder: Path, how: Loading = PLAIN
     ) -> OpenVLAPolicy | HeadPolicy[OpenVLA, OpenVLAPrompts, Preprocessor]:
-        torch_device(device)  # what is not there is told before anything is read
-        of_its_kind = load if OpenVLAConfig.read(folder).head is None else load_with_head
-        return of_its_kind(
-            folder,
-            dtype,
-            device,
-            statistics_key,
-            image_preprocessing,
-            compiled=compiled,
-            quantise=quantise,
-            fuse=fuse,
-            trainable=trainable,
-        )
+        return load_any(folder, how)
 
     def check(self, folder: Path, statistics_key: str | None = None, image_preprocessing: str = NONE) -> None:
         check(folder, statistics_key, image_preprocessing)

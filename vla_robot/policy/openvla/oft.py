@@ -19,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vla_robot.core.errors import CheckpointError
+from vla_robot.core.errors import CheckpointError, PolicyError
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.core.normalise import BOUNDS, EPSILON, QuantileStats, unnormalise
-from vla_robot.policy.device import choose_attention, torch_device
+from vla_robot.policy.device import choose_attention
 from vla_robot.policy.openvla.checkpoint import OpenVLACheckpoint, read_checkpoint
 from vla_robot.policy.openvla.components import (
     ACTION_HEAD,
@@ -37,15 +37,14 @@ from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.network.parallel_decoding import ParallelGenerator
 from vla_robot.policy.openvla.network.reason import Decoder
 from vla_robot.policy.openvla.weights import load_model, require_complete
-from vla_robot.policy.vla.checkpoint import torch_dtype
 from vla_robot.policy.vla.codecs.rows import finite_actions
-from vla_robot.policy.vla.engine.compiler import is_fused
 from vla_robot.policy.vla.heads.l1 import L1Head
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE
 from vla_robot.policy.vla.inputs.observations import Batch, ObservationReader, check_image_sensitivity
 from vla_robot.policy.vla.inputs.reader import chunks_of, require_observations
 from vla_robot.policy.vla.inputs.statistics import Keys, Statistics, require_dimension, require_statistics
 from vla_robot.policy.vla.inputs.upload import pixels_on
+from vla_robot.policy.vla.loading import PLAIN, Loading, tested
 from vla_robot.policy.vla.proprio import ProprioProjector
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
 from vla_robot.recipe.policy import OFTRecipe
@@ -174,36 +173,23 @@ class OFTPolicy:
         )
 
 
-def load_oft(
-    folder: Path,
-    oft: OFTRecipe,
-    dtype: str | torch.dtype = "float32",
-    device: str | torch.device = "cpu",
-    statistics_key: str | None = None,
-    image_preprocessing: str = NONE,
-    fuse: bool | None = None,
-    trainable: bool = False,
-) -> OFTPolicy:
+def load_oft(folder: Path, oft: OFTRecipe, how: Loading = PLAIN) -> OFTPolicy:
     """Load a policy from a folder in OpenVLA-OFT's published layout.
 
     Args:
         folder: a merged OpenVLA checkpoint with the component files beside it.
         oft: what the folder does not state.
-        dtype: "float32", "bfloat16" or "float16", or torch's own object.
-        device: name of a device, or torch's own object.
-        statistics_key: dataset whose statistics un-normalise the actions; required if there are several.
-        image_preprocessing: preprocessing of frames: "none", "rlds" or "rlds_crop".
-        fuse: compile the work between matrix products into one kernel each; None does so on CUDA with triton.
-        trainable: store matrices as optimisers and exporters need them, not as acting reads them fastest.
+        how: precision, device, and what is done to the weights.
 
     Raises:
         CheckpointError: the folder is incomplete or damaged, fails the self-test, does not fit the recipe, or is of a
             variant that is not supported.
-        PolicyError: kernels cannot be compiled here.
+        PolicyError: it is to be compiled or quantised, or kernels cannot be compiled here.
     """
-    precision, place = torch_dtype(dtype), torch_device(device)
-    is_joined = is_fused(fuse, place)
-    checkpoint = read_checkpoint(folder, image_preprocessing)
+    if how.compiled or how.quantise:
+        raise PolicyError("OpenVLA-OFT is neither compiled nor quantised: leave both out.")
+    at = how.placement()
+    checkpoint = read_checkpoint(folder, how.image_preprocessing)
     _refuse_other_variants(folder, checkpoint.config)
     config = _sized(folder, checkpoint.config, oft)
     llm_dim = int(config.text_config.get("hidden_size", 4096))
@@ -211,11 +197,9 @@ def load_oft(
         head = L1Head(llm_dim, oft.action_dim)
     head.load_state_dict(read_component(folder, ACTION_HEAD, head, DESCRIBED), assign=True)
     beside = _proprio(folder, oft.proprio_dim, llm_dim)
-    model = load_model(folder, config, precision, place, beside, acting=not trainable)
-    head = head.to(device=place, dtype=precision).requires_grad_(False).eval()
-    policy = OFTPolicy(model, head, checkpoint, oft, statistics_key, is_joined)
-    policy.self_test()
-    return policy
+    model = load_model(folder, config, at.precision, at.device, beside, acting=not how.trainable)
+    head = head.to(device=at.device, dtype=at.precision).requires_grad_(False).eval()
+    return tested(OFTPolicy(model, head, checkpoint, oft, how.statistics_key, at.fused), at)
 
 
 def check_oft(folder: Path, oft: OFTRecipe, statistics_key: str | None = None, image_preprocessing: str = NONE) -> None:

@@ -18,21 +18,21 @@ from vla_robot.core.messages import Image
 from vla_robot.policy.device import torch_device
 from vla_robot.policy.openvla.checkpoint import read_checkpoint
 from vla_robot.policy.openvla.engine.quantise import quantise
+from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.network.reason import Decoder
 from vla_robot.policy.openvla.prompt import OpenVLAPrompts, finish
 from vla_robot.policy.openvla.weights import load_model, require_complete
 from vla_robot.policy.outline import Outline, outline_of
 from vla_robot.policy.roofline import costs_of
-from vla_robot.policy.vla.checkpoint import torch_dtype
-from vla_robot.policy.vla.engine.compiled import require_compiler, require_one_graph
-from vla_robot.policy.vla.engine.compiler import is_fused
-from vla_robot.policy.vla.engine.quantise import memory_bytes, require_quantiser
+from vla_robot.policy.vla.engine.compiled import require_one_graph
+from vla_robot.policy.vla.engine.quantise import memory_bytes
 from vla_robot.policy.vla.heads.policy import HeadPolicy
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE
 from vla_robot.policy.vla.inputs.observations import Batch
 from vla_robot.policy.vla.inputs.preprocess import Preprocessor
 from vla_robot.policy.vla.inputs.statistics import Statistics, require_statistics
+from vla_robot.policy.vla.loading import COMPILED_AND_QUANTISED, PLAIN, Loading, tested
 from vla_robot.policy.vla.policy import VLAPolicy
 
 LLAMA_SPACE = 29871
@@ -80,7 +80,7 @@ class OpenVLAPolicy(VLAPolicy[OpenVLA, OpenVLAPrompts, Preprocessor]):
             MissingDependencyError: torchao or bitsandbytes is absent.
         """
         if self.is_compiled:
-            raise PolicyError("a compiled policy cannot be quantised: set compiled = false, or delete quantise.")
+            raise PolicyError(COMPILED_AND_QUANTISED)
         quantise(self.model, self._reasoner, how, self._is_fused)
         self._forget_blocks()
 
@@ -137,29 +137,18 @@ def _flops(outline: Outline, batch: int, text_tokens: int) -> float:
     return sum(cost.flops for cost in costs_of(outline, batch, text_tokens, answer=7).values())
 
 
-def load(
-    folder: Path,
-    dtype: str | torch.dtype = "float32",
-    device: str | torch.device = "cpu",
-    statistics_key: str | None = None,
-    image_preprocessing: str = NONE,
-    compiled: bool = False,
-    quantise: str | None = None,
-    fuse: bool | None = None,
-    trainable: bool = False,
-) -> OpenVLAPolicy:
+def load_any(folder: Path, how: Loading = PLAIN) -> OpenVLAPolicy | HeadPolicy[OpenVLA, OpenVLAPrompts, Preprocessor]:
+    """Load a policy of tokens, or of a head if config.json names one; errors are those of `load`."""
+    torch_device(how.device)  # what is not there is told before anything is read
+    return load(folder, how) if OpenVLAConfig.read(folder).head is None else load_with_head(folder, how)
+
+
+def load(folder: Path, how: Loading = PLAIN) -> OpenVLAPolicy:
     """Load a policy from a checkpoint folder in the published layout.
 
     Args:
         folder: config.json, safetensors, preprocessor_config.json, tokenizer.json, dataset_statistics.json.
-        dtype: "float32", "bfloat16" or "float16", or torch's own object.
-        device: name of a device, or torch's own object.
-        statistics_key: dataset whose statistics un-normalise the actions; required if there are several.
-        image_preprocessing: preprocessing of frames: "none", "rlds" or "rlds_crop".
-        compiled: compile a graph for each shape of batch; the first inference of a shape then takes a minute.
-        quantise: "fp8", "int8" or "int4": quantise matrices while loading; the folder keeps plain weights.
-        fuse: compile the work between matrix products into one kernel each; None does so on CUDA with triton.
-        trainable: store matrices as optimisers need them, not as acting reads them fastest.
+        how: precision, device, and what is done to the weights.
 
     Raises:
         CheckpointError: the folder is incomplete, damaged or fails the self-test.
@@ -167,63 +156,44 @@ def load(
         PolicyError: compiling or quantising is impossible on the device, or the quantisation is unknown.
         MissingDependencyError: quantising needs torchao (int8) or bitsandbytes (int4).
     """
-    precision, place = torch_dtype(dtype), torch_device(device)  # what cannot be is told before gigabytes are read
-    if quantise is not None:
-        require_quantiser(quantise, place)
-    if compiled:
-        require_compiler(place)
-    is_joined = is_fused(fuse, place)
-    checkpoint = read_checkpoint(folder, image_preprocessing)
-    if compiled:
+    at = how.placement()
+    checkpoint = read_checkpoint(folder, how.image_preprocessing)
+    if how.compiled:
         require_one_graph(OpenVLA, checkpoint.config.codec)
-    acting = not trainable and quantise is None
+    stays = how.quantise is not None
+    acting = not how.trainable and not stays
     policy = OpenVLAPolicy(
-        load_model(folder, checkpoint.config, precision, place, acting=acting, matrices_stay=quantise is not None),
+        load_model(folder, checkpoint.config, at.precision, at.device, acting=acting, matrices_stay=stays),
         checkpoint.preprocessor,
         checkpoint.tokenizer,
         checkpoint.config.norm_stats,
         checkpoint.embodiment,
-        statistics_key,
-        compiled,
-        is_joined,
+        how.statistics_key,
+        how.compiled,
+        at.fused,
     )
-    if quantise is not None:
-        policy.quantise(quantise)
-    if place.type != "meta":  # without weights, nothing can be tested
-        policy.self_test()
-    return policy
+    if how.quantise is not None:
+        policy.quantise(how.quantise)
+    return tested(policy, at)
 
 
-def load_with_head(
-    folder: Path,
-    dtype: str | torch.dtype = "float32",
-    device: str | torch.device = "cpu",
-    statistics_key: str | None = None,
-    image_preprocessing: str = NONE,
-    *,
-    compiled: bool = False,
-    quantise: str | None = None,
-    fuse: bool | None = None,
-    trainable: bool = False,
-) -> HeadPolicy[OpenVLA, OpenVLAPrompts, Preprocessor]:
+def load_with_head(folder: Path, how: Loading = PLAIN) -> HeadPolicy[OpenVLA, OpenVLAPrompts, Preprocessor]:
     """Load a policy whose config.json names an action head; arguments and errors are those of `load`."""
-    if compiled or quantise:
+    if how.compiled or how.quantise:
         raise PolicyError("a policy with an action head is neither compiled nor quantised: leave both out.")
-    if fuse:
+    if how.fuse:
         raise PolicyError("only OpenVLA's own layout and OpenVLA-OFT's are fused: leave fuse out of the recipe.")
-    precision, place = torch_dtype(dtype), torch_device(device)
-    checkpoint = read_checkpoint(folder, image_preprocessing)
+    at = how.placement()
+    checkpoint = read_checkpoint(folder, how.image_preprocessing)
     policy = HeadPolicy(
-        load_model(folder, checkpoint.config, precision, place, acting=not trainable),
+        load_model(folder, checkpoint.config, at.precision, at.device, acting=not how.trainable),
         checkpoint.preprocessor,
         checkpoint.tokenizer,
         checkpoint.config.norm_stats,
         checkpoint.embodiment,
-        statistics_key,
+        how.statistics_key,
     )
-    if place.type != "meta":  # without weights, nothing can be tested
-        policy.self_test()
-    return policy
+    return tested(policy, at)
 
 
 def check(folder: Path, statistics_key: str | None = None, image_preprocessing: str = NONE) -> None:

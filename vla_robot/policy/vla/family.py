@@ -12,6 +12,7 @@ from torch import Tensor
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.policy.vla.checkpoint import AnyCheckpoint
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE
+from vla_robot.policy.vla.loading import PLAIN, Loading
 from vla_robot.policy.vla.model import AnyVLAModel
 from vla_robot.policy.vla.policy import AnyVLAPolicy
 from vla_robot.policy.vla.safetensors_files import Rows
@@ -31,32 +32,8 @@ class Family(Protocol):
         """Read the small files of a folder. Raises CheckpointError if one is missing, damaged or inconsistent."""
         ...
 
-    def load(
-        self,
-        folder: Path,
-        dtype: str | torch.dtype = "float32",
-        device: str | torch.device = "cpu",
-        statistics_key: str | None = None,
-        image_preprocessing: str = NONE,
-        *,
-        compiled: bool = False,
-        quantise: str | None = None,
-        fuse: bool | None = None,
-        trainable: bool = False,
-    ) -> AnyVLAPolicy:
-        """Load a policy.
-
-        Args:
-            folder: checkpoint in the family's published layout.
-            dtype: "float32", "bfloat16" or "float16", or torch's own object.
-            device: name of a device, see `policy.device.torch_device`, or torch's own object. On torch's meta device
-                no weights are read, and the policy does not act; buffers that no file has are in main memory.
-            statistics_key: dataset whose statistics un-normalise the actions; required if there are several.
-            image_preprocessing: preprocessing of frames: "none", "rlds" or "rlds_crop".
-            compiled: compile a graph for each shape of batch.
-            quantise: "int8" or "int4" quantises matrices while loading; the folder keeps plain weights.
-            fuse: compile the work between matrix products; None does so on CUDA with triton.
-            trainable: store matrices as optimisers need them, not as acting reads them fastest.
+    def load(self, folder: Path, how: Loading = PLAIN) -> AnyVLAPolicy:
+        """Load a policy of a checkpoint in the family's published layout.
 
         Raises:
             CheckpointError: the folder is incomplete, damaged or fails the self-test.

@@ -14,17 +14,14 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from vla_robot.core.embodiment import Embodiment
-from vla_robot.core.errors import CheckpointError, PolicyError, RecipeError
+from vla_robot.core.errors import CheckpointError, RecipeError
 from vla_robot.core.host.optional import require
-from vla_robot.policy.device import torch_device
-from vla_robot.policy.vla.checkpoint import Checkpoint, torch_dtype
+from vla_robot.policy.vla.checkpoint import Checkpoint
 from vla_robot.policy.vla.codecs.bins import openvla_bins
 from vla_robot.policy.vla.codecs.folder import codec_block, write_codec
 from vla_robot.policy.vla.codecs.mark import require_mark
 from vla_robot.policy.vla.codecs.plan import BINS, added_rows, codec_of_new, planned_codec
-from vla_robot.policy.vla.engine.compiled import require_compiler, require_one_graph
-from vla_robot.policy.vla.engine.compiler import is_fused
-from vla_robot.policy.vla.engine.quantise import require_quantiser
+from vla_robot.policy.vla.engine.compiled import require_one_graph
 from vla_robot.policy.vla.heads.policy import policy_class, require_tokens
 from vla_robot.policy.vla.heads.sizes import block_with_head, planned_head
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE, require_preprocessing
@@ -32,6 +29,7 @@ from vla_robot.policy.vla.inputs.preprocess import FramePreprocessor
 from vla_robot.policy.vla.inputs.prompts import ASKED_FOR_ACTION, new_tokenizer, read_tokenizer
 from vla_robot.policy.vla.inputs.statistics import Statistics, require_statistics
 from vla_robot.policy.vla.json_files import OUR_BLOCK, read_json, require_folder, shown, write_json
+from vla_robot.policy.vla.loading import PLAIN, Loading, tested
 from vla_robot.policy.vla.model import AnyVLAModel
 from vla_robot.policy.vla.policy import VLAPolicy
 from vla_robot.policy.vla.safetensors_files import Rows
@@ -106,49 +104,28 @@ class TransformersFamily:
             read_embodiment(folder),
         )
 
-    def load(
-        self,
-        folder: Path,
-        dtype: str | torch.dtype = "float32",
-        device: str | torch.device = "cpu",
-        statistics_key: str | None = None,
-        image_preprocessing: str = NONE,
-        *,
-        compiled: bool = False,
-        quantise: str | None = None,
-        fuse: bool | None = None,
-        trainable: bool = False,
-    ) -> VLMPolicy:
+    def load(self, folder: Path, how: Loading = PLAIN) -> VLMPolicy:
         """See `Family`."""
-        precision, place = torch_dtype(dtype), torch_device(device)  # what cannot be is told before weights are read
-        if compiled and quantise:
-            raise PolicyError("a compiled policy cannot be quantised: set compiled = false, or delete quantise.")
-        if quantise is not None:
-            require_quantiser(quantise, place)
-        if compiled:
-            require_compiler(place)
-        is_joined = is_fused(fuse, place) and not compiled  # which fuses everything already
-        checkpoint = self.read(folder, image_preprocessing)
-        if compiled:
+        at = how.placement()
+        checkpoint = self.read(folder, how.image_preprocessing)
+        if how.compiled:
             require_tokens(checkpoint.config.head is not None)
             require_one_graph(self.model, checkpoint.config.codec)
         # Matrices that get fewer bits come to the device one by one.
-        on_the_way = quantise is not None and not trainable
-        model = self._model(folder, checkpoint, precision, torch.device("cpu") if on_the_way else place)
-        if not trainable:
-            model.fix(place, quantise, is_joined)
+        on_the_way = how.quantise is not None and not how.trainable
+        model = self._model(folder, checkpoint, at.precision, torch.device("cpu") if on_the_way else at.device)
+        if not how.trainable:
+            model.fix(at.device, how.quantise, at.fused)
         policy = policy_class(model)(
             model,
             checkpoint.preprocessor,
             checkpoint.tokenizer,
             checkpoint.config.norm_stats,
             checkpoint.embodiment,
-            statistics_key,
-            compiled,
+            how.statistics_key,
+            how.compiled,
         )
-        if place.type != "meta":  # without weights, nothing can be tested
-            policy.self_test()
-        return policy
+        return tested(policy, at)
 
     def check(self, folder: Path, statistics_key: str | None = None, image_preprocessing: str = NONE) -> None:
         """See `Family`."""

@@ -27,6 +27,7 @@ from vla_robot.core.host.durable import write_whole
 from vla_robot.core.messages import Image
 from vla_robot.data.pipeline.stats import dataset_statistics
 from vla_robot.policy.families import family_named, family_of
+from vla_robot.policy.vla.loading import Loading
 from vla_robot.policy.vla.model import AnyVLAModel
 from vla_robot.recipe import dump
 from vla_robot.recipe.finetune import DemosFinetuneRecipe, FinetuneRecipe
@@ -69,7 +70,7 @@ def pretrain(
     device = ranks.device(recipe.device)
     with Claim(out):
         start = _start_at(recipe, out)
-        policy = family_of(start).load(start, "float32", "cpu", trainable=True)
+        policy = family_of(start).load(start, Loading(trainable=True))
         data = CaptionData(recipe, policy)
         torch.manual_seed(recipe.seed)
         vocabulary = policy.model.config.inputs.vocabulary

@@ -19,6 +19,7 @@ from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
 from vla_robot.policy.roofline import costs_of
 from vla_robot.policy.vla.engine import compiled as compiled_inference
 from vla_robot.policy.vla.engine.compiled import CompiledInference
+from vla_robot.policy.vla.loading import Loading
 from vla_robot.policy.vla.reason import cpu_threads as threads
 
 DIMS = 7
@@ -85,7 +86,7 @@ def test_a_small_inference_runs_on_one_core_and_gives_the_others_back(
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 def test_the_compiled_graph_gives_the_same_actions_and_leaves_ragged_batches_alone(folder_of_four: Path) -> None:
-    eager, compiled = load(folder_of_four), load(folder_of_four, compiled=True)
+    eager, compiled = load(folder_of_four), load(folder_of_four, Loading(compiled=True))
     even = observations(eager, ["lift the red cube", "lift the red cube"])
     ragged = observations(eager, ["lift the red cube", "open the door and then the drawer"])
     # To try the compiler on each instruction set of this processor takes as long as to compile both graphs.
@@ -106,7 +107,7 @@ def test_more_shapes_than_are_compiled_run_uncompiled(
         torch, "compile", lambda work, **others: compiler(work, dynamic=False, fullgraph=True, backend="eager")
     )
     monkeypatch.setattr(compiled_inference, "SHAPES", 2)
-    eager, compiled = load(tiny_folder), load(tiny_folder, compiled=True)
+    eager, compiled = load(tiny_folder), load(tiny_folder, Loading(compiled=True))
     with torch._dynamo.config.patch(recompile_limit=1):  # pytest's own patch would leave the setting deleted
         for rows, stage in ((1, "inference"), (2, "inference"), (3, "decode"), (4, "decode"), (1, "inference")):
             seen = observations(eager, ["lift the red cube"] * rows)

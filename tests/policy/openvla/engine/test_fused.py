@@ -18,6 +18,7 @@ from vla_robot.policy.openvla.policy import load
 from vla_robot.policy.vla.engine import compiler
 from vla_robot.policy.vla.engine.compiler import fused, is_fused
 from vla_robot.policy.vla.engine.fp8 import in_rows
+from vla_robot.policy.vla.loading import Loading
 from vla_robot.recipe.policy import OpenVLARecipe
 
 from ...inductor import kernels_of, tell_of_an_h100
@@ -71,7 +72,7 @@ def test_a_compiled_function_gives_the_same_results(name: str) -> None:
 @needs_compiler
 def test_a_fused_policy_says_the_same_tokens() -> None:
     """In float32; batches of one and of three ragged rows, with blocks and without."""
-    plain, joined = load(NANO), load(NANO, fuse=True)
+    plain, joined = load(NANO), load(NANO, Loading(fuse=True))
     rng, model = np.random.default_rng(0), plain.model.config
     for rows in (1, 3):
         coarse = rng.integers(0, 256, (rows, model.num_images, 7, 7, 3), dtype=np.uint8)

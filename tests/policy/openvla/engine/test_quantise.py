@@ -16,6 +16,7 @@ from vla_robot.policy.openvla.policy import load
 from vla_robot.policy.vla.engine.fp8 import EightBitMatrix
 from vla_robot.policy.vla.engine.int4 import BLOCK, FourBitMatrix
 from vla_robot.policy.vla.engine.quantise import PACKAGES, require_quantiser
+from vla_robot.policy.vla.loading import Loading
 from vla_robot.recipe import parse
 from vla_robot.recipe.policy import OpenVLARecipe, PolicyRecipe
 
@@ -45,7 +46,7 @@ FAR = {"fp8": 0.15, "int8": 0.05, "int4": 0.35}
 @pytest.mark.parametrize("how", WAYS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_small_weights_take_less_memory_and_features_stay_near(dtype: str, how: str) -> None:
-    plain, small = load(NANO, dtype), load(NANO, dtype, quantise=how)
+    plain, small = load(NANO, Loading(dtype=dtype)), load(NANO, Loading(dtype=dtype, quantise=how))
     assert small.memory_bytes() < load(NANO).memory_bytes() * SHARE_OF_FP32[how, dtype]
     frames = [[FRAME] * plain.model.config.num_images]
     state = np.zeros((1, plain.model.config.proprio_dim or 0))
@@ -58,7 +59,7 @@ def test_small_weights_take_less_memory_and_features_stay_near(dtype: str, how: 
 
 @pytest.mark.parametrize("how", WAYS)
 def test_small_weights_change_actions_little(how: str) -> None:
-    plain, small = load(NANO), load(NANO, quantise=how)
+    plain, small = load(NANO), load(NANO, Loading(quantise=how))
     rng, rows = np.random.default_rng(0), 48
     coarse = rng.integers(0, 256, (rows, plain.model.config.num_images, 7, 7, 3), dtype=np.uint8)
     frames = [[image.repeat(16, axis=0).repeat(16, axis=1) for image in row] for row in coarse]
@@ -146,14 +147,14 @@ def test_memory_of_plain_weights_is_that_of_the_parameters(tiny_folder: Path) ->
 
 def test_an_unknown_way_is_refused_with_those_there_are(tiny_folder: Path) -> None:
     with pytest.raises(PolicyError, match=r"int7.*fp8.*int8"):
-        load(tiny_folder, quantise="int7")
+        load(tiny_folder, Loading(quantise="int7"))
 
 
 @pytest.mark.parametrize("how", PACKAGES)
 def test_without_its_package_the_extra_is_named(how: str, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optional, "installed", lambda distribution: None)
     with pytest.raises(MissingDependencyError, match=rf"{PACKAGES[how]}.*vla_robot\[quantise\]"):
-        load(tiny_folder, quantise=how)
+        load(tiny_folder, Loading(quantise=how))
 
 
 def test_a_recipe_quantises_what_says_tokens_and_is_not_compiled() -> None:

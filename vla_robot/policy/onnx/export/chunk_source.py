@@ -18,6 +18,7 @@ from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.network.parallel_decoding import ParallelGenerator
 from vla_robot.policy.openvla.oft import load_oft
 from vla_robot.policy.vla.inputs.observations import Batch
+from vla_robot.policy.vla.loading import Loading
 from vla_robot.policy.vla.slots.sizes import BlockSize
 from vla_robot.recipe.policy import OpenVLAOFTRecipe
 
@@ -49,8 +50,7 @@ class ChunkSource(Source):
 
     def __init__(self, recipe: OpenVLAOFTRecipe) -> None:
         """Raises CheckpointError as `load_oft`."""
-        key, how = recipe.statistics_key, recipe.image_preprocessing
-        self._policy = policy = load_oft(recipe.checkpoint, recipe.oft, "float32", "cpu", key, how, trainable=True)
+        self._policy = policy = load_oft(recipe.checkpoint, recipe.oft, Loading.on_cpu(recipe, trainable=True))
         self._oft, self._model = recipe.oft, policy.model
         self.model, self.read, self.preprocessor = policy.model, policy.read, policy.preprocessor
         self.statistics, self.embodiment, self.cameras = policy.statistics, policy.embodiment, recipe.oft.cameras

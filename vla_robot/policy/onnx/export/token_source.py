@@ -18,6 +18,7 @@ from vla_robot.policy.onnx.heads import sizes_of
 from vla_robot.policy.onnx.record import Answer, Bucket, Record, TokenAnswer, see_name, step_name
 from vla_robot.policy.vla.codecs.rows import BEHIND
 from vla_robot.policy.vla.inputs.observations import Batch
+from vla_robot.policy.vla.loading import Loading
 from vla_robot.policy.vla.policy import AnyVLAPolicy
 from vla_robot.policy.vla.sequence.ragged import RaggedSequence
 from vla_robot.policy.vla.slots.sizes import BlockSize
@@ -29,9 +30,8 @@ class TokenSource(Source):
 
     def __init__(self, recipe: CheckpointRecipe) -> None:
         """Raises CheckpointError as the family's `load`, and PolicyError for a policy with an action head."""
-        family, key = family_of(recipe.checkpoint), recipe.statistics_key
-        self._policy: AnyVLAPolicy = family.load(
-            recipe.checkpoint, "float32", "cpu", key, recipe.image_preprocessing, trainable=True
+        self._policy: AnyVLAPolicy = family_of(recipe.checkpoint).load(
+            recipe.checkpoint, Loading.on_cpu(recipe, trainable=True)
         )
         policy = self._policy
         if policy.model.action_head is not None:
