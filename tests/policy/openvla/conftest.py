@@ -176,6 +176,7 @@ import os, sys
 from pathlib import Path
 from typing import Any
 from vla_robot.policy.openvla.policy import load
+from vla_robot.policy.vla.loading import Loading
 
 def resident(field):
     line = next(l for l in open("/proc/self/status") if l.startswith(field))
@@ -185,9 +186,9 @@ small, large = Path(sys.argv[1]), Path(sys.argv[2])
 for dtype in sys.argv[3:]:
     child = os.fork()
     if child == 0:
-        load(small, dtype)
+        load(small, Loading(dtype=dtype))
         before = resident("VmRSS")
-        policy = load(large, dtype)
+        policy = load(large, Loading(dtype=dtype))
         print(dtype, resident("VmHWM") - before, policy.memory_bytes())
         sys.exit()
     if os.waitpid(child, 0)[1]:

@@ -44,7 +44,7 @@ from vla_robot.policy.vla.inputs.observations import Batch, ObservationReader, c
 from vla_robot.policy.vla.inputs.reader import chunks_of, require_observations
 from vla_robot.policy.vla.inputs.statistics import Keys, Statistics, require_dimension, require_statistics
 from vla_robot.policy.vla.inputs.upload import pixels_on
-from vla_robot.policy.vla.loading import PLAIN, Loading, tested
+from vla_robot.policy.vla.loading import PLAIN, Loading
 from vla_robot.policy.vla.proprio import ProprioProjector
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
 from vla_robot.recipe.policy import OFTRecipe
@@ -199,7 +199,10 @@ def load_oft(folder: Path, oft: OFTRecipe, how: Loading = PLAIN) -> OFTPolicy:
     beside = _proprio(folder, oft.proprio_dim, llm_dim)
     model = load_model(folder, config, at.precision, at.device, beside, acting=not how.trainable)
     head = head.to(device=at.device, dtype=at.precision).requires_grad_(False).eval()
-    return tested(OFTPolicy(model, head, checkpoint, oft, how.statistics_key, at.fused), at)
+    policy = OFTPolicy(model, head, checkpoint, oft, how.statistics_key, at.fused)
+    if at.has_weights:
+        policy.self_test()
+    return policy
 
 
 def check_oft(folder: Path, oft: OFTRecipe, statistics_key: str | None = None, image_preprocessing: str = NONE) -> None:

@@ -32,7 +32,7 @@ from vla_robot.policy.vla.inputs.image_preprocessing import NONE
 from vla_robot.policy.vla.inputs.observations import Batch
 from vla_robot.policy.vla.inputs.preprocess import Preprocessor
 from vla_robot.policy.vla.inputs.statistics import Statistics, require_statistics
-from vla_robot.policy.vla.loading import COMPILED_AND_QUANTISED, PLAIN, Loading, tested
+from vla_robot.policy.vla.loading import COMPILED_AND_QUANTISED, PLAIN, Loading
 from vla_robot.policy.vla.policy import VLAPolicy
 
 LLAMA_SPACE = 29871
@@ -174,7 +174,9 @@ def load(folder: Path, how: Loading = PLAIN) -> OpenVLAPolicy:
     )
     if how.quantise is not None:
         policy.quantise(how.quantise)
-    return tested(policy, at)
+    if at.has_weights:
+        policy.self_test()
+    return policy
 
 
 def load_with_head(folder: Path, how: Loading = PLAIN) -> HeadPolicy[OpenVLA, OpenVLAPrompts, Preprocessor]:
@@ -193,7 +195,9 @@ def load_with_head(folder: Path, how: Loading = PLAIN) -> HeadPolicy[OpenVLA, Op
         checkpoint.embodiment,
         how.statistics_key,
     )
-    return tested(policy, at)
+    if at.has_weights:
+        policy.self_test()
+    return policy
 
 
 def check(folder: Path, statistics_key: str | None = None, image_preprocessing: str = NONE) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Self
 
 import torch
 
@@ -102,17 +102,7 @@ class Placement:
     device: torch.device
     fused: bool
 
-
-class Tested(Protocol):
-    """A policy that can test itself."""
-
-    def self_test(self) -> Any:
-        """Raise CheckpointError if the model ignores its image or its actions are not finite."""
-        ...
-
-
-def tested[P: Tested](policy: P, at: Placement) -> P:
-    """Return a loaded policy after its self-test; without weights, on the meta device, there is nothing to test."""
-    if at.device.type != "meta":
-        policy.self_test()
-    return policy
+    @property
+    def has_weights(self) -> bool:
+        """Whether there are weights, so that a policy can be tested."""
+        return self.device.type != "meta"

@@ -29,7 +29,7 @@ from vla_robot.policy.vla.inputs.preprocess import FramePreprocessor
 from vla_robot.policy.vla.inputs.prompts import ASKED_FOR_ACTION, new_tokenizer, read_tokenizer
 from vla_robot.policy.vla.inputs.statistics import Statistics, require_statistics
 from vla_robot.policy.vla.json_files import OUR_BLOCK, read_json, require_folder, shown, write_json
-from vla_robot.policy.vla.loading import PLAIN, Loading, tested
+from vla_robot.policy.vla.loading import PLAIN, Loading
 from vla_robot.policy.vla.model import AnyVLAModel
 from vla_robot.policy.vla.policy import VLAPolicy
 from vla_robot.policy.vla.safetensors_files import Rows
@@ -125,7 +125,9 @@ class TransformersFamily:
             how.statistics_key,
             how.compiled,
         )
-        return tested(policy, at)
+        if at.has_weights:
+            policy.self_test()
+        return policy
 
     def check(self, folder: Path, statistics_key: str | None = None, image_preprocessing: str = NONE) -> None:
         """See `Family`."""
