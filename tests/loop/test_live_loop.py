@@ -264,6 +264,36 @@ def test_where_chunks_are_spliced_the_mean_is_what_was_wanted(splice: ChunkMerge
             np.testing.assert_allclose(step.wanted, step.result.executed)  # nothing here is cut
 
 
+class Continuing(Slow):
+    """Begins with what the arm has committed to; its own actions tell which step it saw."""
+
+    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        chunks = super().act(observations)
+        return [self._begun(o, chunk) for o, chunk in zip(observations, chunks, strict=True)]
+
+    @staticmethod
+    def _begun(seen: Observation, chunk: ActionChunk) -> ActionChunk:
+        if seen.committed is None:
+            return chunk
+        own = np.tile([0.0001 * seen.step, OPEN], (len(chunk.actions), 1))
+        own[: len(seen.committed)] = seen.committed
+        return replace(chunk, actions=own, conditioned=True)
+
+
+@pytest.mark.parametrize("late", [0, 1, 2, 5])
+def test_a_policy_continues_what_the_arm_does_and_no_plan_that_its_last_answer_replaced(late: int) -> None:
+    robot = Ticking(horizon=60, splice="rtc")
+    policy = Continuing(robot, lambda: late, rows=12)
+    _, events = drive(robot, policy)
+    steps = steps_of(events)
+    promises = [(seen.step, seen.committed) for seen in policy.saw if seen.committed is not None]
+    assert len(promises) >= 50 // (late + 2) and {len(rows) for _, rows in promises[1:]} == {late}
+    for first, rows in promises:
+        for step, row in zip(steps[first:], rows, strict=False):  # the last one is longer than the episode
+            assert step.wanted is not None
+            np.testing.assert_array_equal(step.wanted, row)
+
+
 def test_a_lost_tick_is_a_gap_and_no_neighbour() -> None:
     """What was seen before the step after it is lost with it."""
     robot = Ticking(horizon=20, lost=lambda step: step in (4, 9, 10))

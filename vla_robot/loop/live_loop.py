@@ -7,9 +7,11 @@
 Every tick becomes one StepDone: the observation before it, the action wanted for it, and the action executed in
 it. Ticks that arrive while the policy computes are processed afterwards, and the policy gets the newest one.
 
-A policy with chunks is asked again at once, or after `ActionChunk.rows` steps, while its last chunk is executed. A
-policy of single actions is asked again when its last action shows in the observation; earlier, it would give the same
-action twice. A person who took over is asked at every tick, since the teleoperator's action changes each time.
+A policy with chunks is asked again at once, or after `ActionChunk.rows` steps, while its last chunk is executed. Where
+observations say what the arm has committed to (`--splice rtc`), it is asked as soon as the last chunk is part of that:
+before, it would continue a plan that this chunk has replaced. A policy of single actions is asked again when its last
+action shows in the observation; earlier, it would give the same action twice. A person who took over is asked at every
+tick, since the teleoperator's action changes each time.
 """
 
 from __future__ import annotations
@@ -186,11 +188,12 @@ class _Pairing:
         step, last = self.newest.step, self._last
         if last is None:
             return True
-        if len(last.actions) > 1 or last.intervention:
-            return step >= last.step + (last.rows or 1)
+        is_due = step >= last.step + (last.rows or 1)
+        if last.intervention or (len(last.actions) > 1 and self.newest.committed is None):
+            return is_due
         played = self._last_processed >= last.step
         lost = self._answered_at >= 0 and step > self._answered_at + PATIENCE_TICKS
-        return step > last.step and (played or lost)
+        return is_due and (played or lost)
 
     def ask(self, policy: Policy, robot: Robot) -> ActionChunk:
         """Ask the policy with the newest observation; return and store its answer, within the guard's limits."""
