@@ -127,7 +127,11 @@ class FlowHead(nn.Module):
         self.sampling = Sampling(recipe.steps, rtc, recipe.max_guidance, recipe.jacobian)
 
     def loss(self, prompts: Prompted, actions: Tensor, seeds: NDArray[np.int64]) -> Tensor:
-        """Return the mean squared error of the velocities, those of clean actions left out; see `ActionHead`."""
+        """Return the mean squared error of the velocities, those of clean actions left out; see `ActionHead`.
+
+        The sum is divided by the number of noised actions that rows have on average over all draws, and not by that of
+        this batch: means of a step's parts then are the mean of the step, however it is divided.
+        """
         require_shape(actions, self.chunk, self.dimension)
         device = actions.device
         with unset_fake_temporarily():
@@ -138,8 +142,9 @@ class FlowHead(nn.Module):
         clean = actions.float()
         x = times[..., None] * noise + (1 - times[..., None]) * clean
         wrong = (self.velocity(self._seen(prompts), x, times).float() - (noise - clean)) ** 2
-        counts = (~is_given)[..., None].float().expand_as(wrong)  # no shape depends on a number that was drawn
-        return (wrong * counts).sum() / counts.sum()
+        noised = self.chunk - self.longest_prefix / 2  # of a row, on average
+        of_noised = wrong.masked_fill(is_given[..., None], 0.0)  # no shape depends on a number that was drawn
+        return of_noised.sum() / (len(wrong) * noised * self.dimension)
 
     def answer(self, prompts: Prompted, seeds: NDArray[np.int64], plan: Plan[Tensor] | None = None) -> Tensor:
         """See `ActionHead`. With a prefix, its rows are the plan's committed ones."""
