@@ -8,20 +8,24 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from vla_robot.core.errors import RecipeError
-from vla_robot.policy.families import NEW_MODELS
+from vla_robot.core.messages import Observation
+from vla_robot.data.questions import QuestionWriter
+from vla_robot.policy.families import NEW_MODELS, family_of
 from vla_robot.recipe import dump
-from vla_robot.recipe.finetune import DemosFinetuneRecipe, FinetuneRecipe
+from vla_robot.recipe.finetune import DemosFinetuneRecipe, FinetuneRecipe, HeadRecipe, QuestionsRecipe
 from vla_robot.train.finetune import finetune
 from vla_robot.train.parallel.ddp import Ranks
 
@@ -80,6 +84,16 @@ for line in sys.stdin:
 """
 
 Launch = Callable[..., list[Any]]
+
+HEADS = {
+    "l1": HeadRecipe(),
+    "flow": HeadRecipe("flow", width=32, ff_dim=48),
+    "prefix": HeadRecipe("flow", width=32, ff_dim=48, prefix=2),
+}
+QUICK_HEADS = [("openvla", "l1"), ("paligemma", "prefix")]
+OTHER_HEADS = [("openvla", "flow"), ("paligemma", "l1"), ("qwen2_vl", "l1"), ("qwen2_vl", "flow"), ("qwen3_vl", "flow")]
+OF_HEADS = [*QUICK_HEADS, *(pytest.param(*each, marks=pytest.mark.slow) for each in OTHER_HEADS)]
+SHARDED = {"shard": True, "activation_checkpointing": True}
 
 
 @pytest.fixture(scope="module")
@@ -141,10 +155,14 @@ def alone(recipe: FinetuneRecipe, out: Path, steps: int = -1) -> list[float]:
 
 def assert_same_policy(one: Path, other: Path) -> None:
     """But for the order of sums."""
-    a, b = (load_file(out / "final" / "model.safetensors") for out in (one, other))
-    assert a.keys() == b.keys()
-    for name, weight in a.items():
-        torch.testing.assert_close(b[name], weight, atol=2e-4, rtol=1e-3)
+    assert_same(*(load_file(out / "final" / "model.safetensors") for out in (one, other)))
+
+
+def assert_same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
+    """But for the order of sums."""
+    assert one.keys() == other.keys()
+    for name, weight in one.items():
+        torch.testing.assert_close(other[name], weight, atol=2e-4, rtol=1e-3)
 
 
 def test_two_processes_lose_as_much_as_one_in_each_of_twenty_steps(
@@ -179,6 +197,55 @@ def test_a_model_of_any_family_that_two_processes_share_learns_as_a_whole_one(
     shared = together(replace(recipe, shard=True), tmp_path / "two", 2)
     assert shared == pytest.approx(one, abs=1e-5)
     assert_same_policy(tmp_path / "one", tmp_path / "two")
+
+
+def of_head(recipe: DemosFinetuneRecipe, family: str, head: str) -> DemosFinetuneRecipe:
+    """Three steps of a new policy with a head."""
+    size = 28 if family in ("openvla", "minivla", "paligemma") else 56
+    tiny = replace(recipe.architecture, family=family, image_size=size, tower_depth=3, max_positions=256)
+    return replace(recipe, architecture=tiny, chunk=3, head=HEADS[head], steps=3, micro_batch=2, evaluate_every=2)
+
+
+def assert_same_head(one: Path, other: Path) -> None:
+    """The folders load, their weights are the same but for the order of sums, and so is what they do."""
+    policies: list[Any] = [family_of(out / "final").load(out / "final") for out in (one, other)]
+    assert_same(*(dict(policy.model.named_parameters()) for policy in policies))
+    seen = Observation({"front": np.full((28, 28, 3), 90, np.uint8)}, np.zeros(1), "go to the light", 1, 1)
+    alike, acted = (policy.act([seen])[0].actions for policy in policies)
+    np.testing.assert_allclose(acted, alike, atol=1e-3)
+
+
+@pytest.mark.parametrize(("family", "head"), OF_HEADS)
+def test_a_head_is_trained_by_two_processes_as_by_one_with_the_whole_model_in_each_or_a_part(
+    recipe: DemosFinetuneRecipe, together: Launch, tmp_path: Path, family: str, head: str
+) -> None:
+    recipe = of_head(recipe, family, head)
+    one = alone(recipe, tmp_path / "one")
+    for name, changes in {"whole": {}, "parts": SHARDED}.items():
+        assert together(replace(recipe, **changes), tmp_path / name, 2) == pytest.approx(one, abs=1e-5), name
+        assert_same_head(tmp_path / "one", tmp_path / name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["l1", "flow"])
+@pytest.mark.parametrize("changes", [{}, SHARDED], ids=["whole", "parts"])
+def test_a_head_beside_questions_and_adapters_is_trained_by_two_processes_as_by_one(
+    recipe: DemosFinetuneRecipe, together: Launch, tmp_path: Path, head: str, changes: dict[str, Any]
+) -> None:
+    """Robot rows use the head and not the vocabulary, questions the vocabulary and not the head."""
+    with QuestionWriter(tmp_path / "questions") as writer:
+        for scene in range(20):
+            images = {"front": np.full((28, 28, 3), 12 * scene, np.uint8)}
+            writer.write("train" if scene < 15 else "held_out", scene, images, [("how bright is it?", "dark")])
+    recipe = replace(
+        of_head(recipe, "paligemma", head),
+        questions=QuestionsRecipe(tmp_path / "questions", weight=0.5),
+        lora_rank=2,
+        train=("projector", "decoder"),
+    )
+    one = alone(recipe, tmp_path / "one")
+    assert together(replace(recipe, **changes), tmp_path / "two", 2) == pytest.approx(one, abs=1e-5)
+    assert_same_head(tmp_path / "one", tmp_path / "two")
 
 
 def test_adapters_begin_in_one_process_and_end_in_two_that_share_them(

@@ -27,7 +27,6 @@ from vla_robot.core.host.durable import write_whole
 from vla_robot.policy.device import choose_attention
 from vla_robot.policy.families import family_of
 from vla_robot.policy.vla.family import Family
-from vla_robot.policy.vla.heads.sizes import FLOW
 from vla_robot.policy.vla.model import AnyVLAModel
 from vla_robot.recipe import dump
 from vla_robot.recipe.finetune import FinetuneRecipe
@@ -190,12 +189,8 @@ def _shared(
     """Read this rank's part of the model to the device. The first rank reports the memory plan.
 
     Raises:
-        RecipeError: the model's head is not trained so.
         CheckpointError: the start policy is damaged.
     """
-    if model.config.head is not None and model.config.head.kind == FLOW:
-        # Gradients come back through keys and values, of which FSDP's hooks on the layers' outputs know nothing.
-        raise RecipeError('a flow-matching head is not trained with "shard": leave it out, so that each GPU has all.')
     family = family_of(start)
     if ranks.first:
         on_plan(plan_ahead(family.on_meta(start), recipe, device, ranks.count))

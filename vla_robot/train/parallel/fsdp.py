@@ -4,6 +4,9 @@
     forward           a block's weights are gathered before it runs and freed after it
     backward          they are gathered again; each rank keeps the summed gradients of its own rows
 
+Weights are gathered again when a gradient reaches an output of their block. A flow-matching head reads each layer's
+keys and values, and of the last layer nothing else, so that these are outputs of it for FSDP.
+
 The functions return tensors of an unsharded model unchanged, so that one trainer trains both.
 """
 
@@ -12,15 +15,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from vla_robot.core.errors import CheckpointError
 from vla_robot.policy.vla.model import AnyVLAModel, TrainingOutput
+from vla_robot.policy.vla.reason.text_reasoner import RowCache
 from vla_robot.policy.vla.safetensors_files import Rows
 
 
@@ -83,11 +88,27 @@ def first_row(tensor: Tensor) -> int:
 def _share_out(model: AnyVLAModel, device: torch.device, count: int) -> None:
     _look_into_outputs()
     mesh = init_device_mesh(device.type, (count,))
-    for block in model.layers():
+    *others, last = model.layers()
+    for block in others:
         fully_shard(block, mesh=mesh)
+    last.register_forward_hook(_with_keys_values, with_kwargs=True)
+    fully_shard(last, mesh=mesh)
+    last.register_forward_hook(_without_keys_values)  # hooks run in the order in which they were registered
     # The default leaves the weights outside the blocks gathered, and a model without gradients would stay so.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
     register_fsdp_forward_method(model, "answers_match")
+
+
+def _with_keys_values(
+    block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], hidden: Tensor
+) -> tuple[Tensor, ...]:
+    """Return a decoder layer's hidden states, and its keys and values if a cache keeps them."""
+    caches = (each for each in (*args, *kwargs.values()) if isinstance(each, RowCache))
+    return hidden, *(tensor for cache in caches for tensor in cache.tensors[-2:])
+
+
+def _without_keys_values(block: nn.Module, args: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> Tensor:
+    return outputs[0]
 
 
 @cache
