@@ -14,33 +14,31 @@ This module does not decide when to move, how fast, and what to refuse; vla_robo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 
 from vla_robot.core.clock import Clock
 from vla_robot.core.embodiment import GRIP_UNIT, ActionSpace, CameraSpec, Dim, Embodiment
 from vla_robot.core.errors import RecipeError
-from vla_robot.core.messages import Observation, StepResult, Vector
-from vla_robot.core.ports import Motors
+from vla_robot.core.messages import StepResult, Vector
 from vla_robot.recipe.env import RealArmRecipe
 from vla_robot.world.real.arm_body import ArmBody
+from vla_robot.world.real.body_arm import BodyArm
 from vla_robot.world.real.kinematics.arm_model import ArmModel
 from vla_robot.world.real.kinematics.bounds import Bound, ToolBox
 from vla_robot.world.real.kinematics.clearance import clearance_of
 from vla_robot.world.real.kinematics.scene import compiled, joint_ranges_of
 from vla_robot.world.real.lerobot_arm import workspace
-from vla_robot.world.real.lerobot_device import Health, LerobotDevice
+from vla_robot.world.real.lerobot_device import LerobotDevice
 from vla_robot.world.real.lerobot_wiring import Wiring
 from vla_robot.world.sim.sim_embodiment import check_action
 
 FRAME = "joint"
 
 
-class JointArm:
+class JointArm(BodyArm):
     """The port Arm for one of lerobot's robots in joint positions."""
-
-    can_wait = False
 
     def __init__(
         self,
@@ -56,54 +54,15 @@ class JointArm:
             WorldError: port, permission, calibration, motor or camera does not work; nothing was moved.
             MissingDependencyError: the extra [arm] is not installed.
         """
-        self._recipe = recipe
         device = LerobotDevice(recipe.robot, None, recipe.limits.max_joint_step_rad)
         wiring = device.wiring
         ranges = joint_ranges(recipe, wiring)
-        self.embodiment = joint_embodiment(recipe, wiring, ranges)
         self._joints_at = [wiring.order.index(name) for name in wiring.joints]
         self._grips_at = [wiring.order.index(name) for name in wiring.grippers]
         self._bounds = bounds_of(recipe, wiring)
         clearance = clearance_of(recipe, wiring.joints)
-        self._body = ArmBody(recipe, device, ranges, clearance, clock, interrupted, show)
-
-    @property
-    def motors(self) -> Motors:
-        """Port to the motors. It may be replaced by a wrapper, such as set points, before `reset`."""
-        return self._body.motors
-
-    @motors.setter
-    def motors(self, motors: Motors) -> None:
-        self._body.motors = motors
-
-    @property
-    def body(self) -> ArmBody:
-        return self._body
-
-    @property
-    def instruction(self) -> str:
-        return self._recipe.instruction
-
-    @property
-    def camera_stamps_ns(self) -> Mapping[str, int]:
-        return self._body.stamps_ns
-
-    @property
-    def health(self) -> dict[str, Health]:
-        return self._body.health
-
-    @property
-    def last_stages_ms(self) -> Mapping[str, float]:
-        return self._body.stages_ms
-
-    def reset(self, seed: int) -> Observation:
-        """Reconnect if the link was lost, then move home slowly.
-
-        Raises:
-            WorldError: the arm does not answer, is interrupted, or does not get home; it stays where it is.
-        """
-        self._body.reset()
-        return self._body.observe(self._state())
+        body = ArmBody(recipe, device, ranges, clearance, clock, interrupted, show)
+        super().__init__(recipe, joint_embodiment(recipe, wiring, ranges), body)
 
     def command(self, action: Vector) -> StepResult:
         """Send the joint goals of one action.
@@ -128,28 +87,6 @@ class JointArm:
         """Let the motors hold their goals for one tick; nothing is sent."""
         self._body.require_link()
         return self._body.tick(self._sent(), self._state)
-
-    def look(self) -> Observation:
-        """Return the present joints and frames.
-
-        Raises:
-            WorldError: the arm does not answer, or a camera never gave a frame.
-        """
-        self._body.require_link()
-        self._body.sense()
-        return self._body.observe(self._state())
-
-    def stop(self) -> None:
-        """Stop: replace goals that the arm still moves to by near ones.
-
-        Raises:
-            WorldError: the arm does not answer.
-        """
-        self._body.stop()
-
-    def close(self) -> None:
-        """Stop, and close the ports; the motors keep their torque, so that the arm does not fall."""
-        self._body.close()
 
     def _sent(self) -> Vector | None:
         """Return the action that was sent last, (D,); None in a dry run."""

@@ -19,7 +19,7 @@ This module does not decide when to move, how fast, and what to refuse; vla_robo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 
@@ -27,13 +27,13 @@ from vla_robot.core.clock import Clock
 from vla_robot.core.embodiment import Dim, Embodiment
 from vla_robot.core.errors import RecipeError
 from vla_robot.core.geometry import half_space_rotvec, limit_rotation, rotate, rotvec_between
-from vla_robot.core.messages import Clamp, Observation, StepResult, Vector, clamps_of
-from vla_robot.core.ports import Motors
+from vla_robot.core.messages import Clamp, StepResult, Vector, clamps_of
 from vla_robot.recipe.env import RealArmRecipe
 from vla_robot.world.real.arm_body import TOLERANCE, ArmBody
+from vla_robot.world.real.body_arm import BodyArm
 from vla_robot.world.real.kinematics.arm_model import ArmModel
 from vla_robot.world.real.kinematics.clearance import clearance_of
-from vla_robot.world.real.lerobot_device import Health, LerobotDevice
+from vla_robot.world.real.lerobot_device import LerobotDevice
 from vla_robot.world.sim.sim_embodiment import check_action, embodiment_of
 
 LEAD, POSITION = "lead", "position"
@@ -42,10 +42,8 @@ LEAD, POSITION = "lead", "position"
 TURNS = ("droll", "dpitch", "dyaw")
 
 
-class LerobotArm:
+class LerobotArm(BodyArm):
     """The port Arm for one of lerobot's robots in tool steps."""
-
-    can_wait = False
 
     def __init__(
         self,
@@ -61,35 +59,14 @@ class LerobotArm:
             WorldError: port, permission, calibration, motor or camera does not work; nothing was moved.
             MissingDependencyError: the extra [arm] is not installed.
         """
-        self._recipe, self._robot = recipe, recipe.robot
+        self._robot = recipe.robot
         self._model = scene_model(recipe)
-        self.embodiment = arm_embodiment(recipe, self._model)
         self._low, self._high = workspace(recipe)
         device = LerobotDevice(self._robot, self._model.names, recipe.limits.max_joint_step_rad)
         clearance = clearance_of(recipe, self._model.names)
-        self._body = ArmBody(recipe, device, (self._model.low, self._model.high), clearance, clock, interrupted, show)
+        body = ArmBody(recipe, device, (self._model.low, self._model.high), clearance, clock, interrupted, show)
+        super().__init__(recipe, arm_embodiment(recipe, self._model), body)
         self._target, self._target_quat = self._model.pose(self._body.goal)
-
-    @property
-    def motors(self) -> Motors:
-        """Port to the motors. It may be replaced by a wrapper, such as set points, before `reset`."""
-        return self._body.motors
-
-    @motors.setter
-    def motors(self, motors: Motors) -> None:
-        self._body.motors = motors
-
-    @property
-    def body(self) -> ArmBody:
-        return self._body
-
-    @property
-    def instruction(self) -> str:
-        return self._recipe.instruction
-
-    @property
-    def camera_stamps_ns(self) -> Mapping[str, int]:
-        return self._body.stamps_ns
 
     @property
     def joints(self) -> Vector:
@@ -105,24 +82,6 @@ class LerobotArm:
     def joint_names(self) -> tuple[str, ...]:
         """(J,) names of the joints, from the base to the tool."""
         return self._body.joint_names
-
-    @property
-    def health(self) -> dict[str, Health]:
-        return self._body.health
-
-    @property
-    def last_stages_ms(self) -> Mapping[str, float]:
-        return self._body.stages_ms
-
-    def reset(self, seed: int) -> Observation:
-        """Reconnect if the link was lost, then move home slowly.
-
-        Raises:
-            WorldError: the arm does not answer, is interrupted, or does not get home; it stays where it is.
-        """
-        self._body.reset()
-        self._aim()
-        return self._body.observe(self._state())
 
     def command(self, action: Vector) -> StepResult:
         """Move the target by one action, and send the joint goals for it.
@@ -175,29 +134,6 @@ class LerobotArm:
         self._body.require_link()
         executed = None if self._body.is_dry else np.append(np.zeros(6), self._body.opening_goals)
         return self._body.tick(executed, self._state)
-
-    def look(self) -> Observation:
-        """Return the present joints and frames.
-
-        Raises:
-            WorldError: the arm does not answer, or a camera never gave a frame.
-        """
-        self._body.require_link()
-        self._body.sense()
-        return self._body.observe(self._state())
-
-    def stop(self) -> None:
-        """Stop: replace goals that the arm still moves to by near ones.
-
-        Raises:
-            WorldError: the arm does not answer.
-        """
-        self._body.stop()
-        self._aim()
-
-    def close(self) -> None:
-        """Stop, and close the port; the motors keep their torque, so that the arm does not fall."""
-        self._body.close()
 
     def _aim(self) -> None:
         """Set the target to the pose of the joints that were sent last."""
