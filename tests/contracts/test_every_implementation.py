@@ -46,6 +46,7 @@ SUITES: dict[str, tuple[str, tuple[Iterable[str], ...]]] = {
     "LeaderArm": ("LEADERS of test_motors_contract.py", (test_motors_contract.LEADERS, test_motors_contract.MOTORS)),
     "Log": ("LOGS of test_log_contract.py", (test_log_contract.LOGS,)),
     "MarksGaps": SOURCES,
+    "MeasuresChunkGap": ("KINDS of test_policy_contract.py", (test_policy_contract.KINDS,)),
     "Motors": ("MOTORS of test_motors_contract.py", (test_motors_contract.MOTORS,)),
     "OutlinesObjects": WORLDS,
     "Policy": ("KINDS of test_policy_contract.py", (test_policy_contract.KINDS,)),

@@ -148,7 +148,9 @@ def seeds() -> list[bytes]:
         "observation": nouns.pack_observation(observation),
         "jpeg": nouns.pack_observation(observation, {"front": 50}),
         "result": nouns.pack_step_result(result),
-        "chunk": nouns.pack_action_chunk(ActionChunk(np.zeros((2, 2)), 1, 2, {"decode": 1.0})),
+        "chunk": nouns.pack_action_chunk(
+            ActionChunk(np.zeros((2, 2)), 1, 2, {"decode": 1.0}, entropy=1.5, chunk_gap=0.5)
+        ),
         "embodiment": nouns.pack_embodiment(embodiment),
         "error": nouns.pack_error(WorldError("unstable")),
     }

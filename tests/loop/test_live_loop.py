@@ -253,6 +253,22 @@ def test_the_rest_of_a_chunk_is_played_while_the_answer_after_its_execution_hori
         assert step.wanted is not None and step.wanted[0] == pytest.approx(0.0001 * step.observation.step)
 
 
+@pytest.mark.parametrize("splice", ["drop", "ensemble"])
+def test_ticks_have_the_gap_of_the_chunk_that_they_played(splice: ChunkMerge) -> None:
+    """Asked at steps 0, 3, 6 ... and answered two ticks later. Each plan is 0.0003 m, 0.003 of a range, from the former
+    one, and the gripper the same."""
+    robot = Ticking(horizon=20, splice=splice)
+
+    def plan(seen: Observation) -> Vector:
+        robot.pass_time()
+        robot.pass_time()
+        return np.tile([0.0001 * seen.step, OPEN], (8, 1))
+
+    ended, events = drive(robot, ExecutionHorizon(FunctionPolicy(plan), 3))
+    assert list(ended.chunk_gap) == [None] * 5 + [pytest.approx(0.0015)] * 15
+    assert [step.chunk_gap for step in steps_of(events)] == list(ended.chunk_gap)
+
+
 @pytest.mark.parametrize("splice", ["blend", "ensemble"])
 def test_where_chunks_are_spliced_the_mean_is_what_was_wanted(splice: ChunkMerge) -> None:
     robot = Ticking(horizon=30, splice=splice)

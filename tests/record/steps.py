@@ -27,4 +27,5 @@ def step_of(step: int) -> EpisodeStep:
         clamps,
         {"policy": 20.5},
         entropy=None if step == 1 else 1.25 + step,
+        chunk_gap=None if step == 0 else 0.125 * step,
     )

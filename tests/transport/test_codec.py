@@ -16,7 +16,9 @@ from vla_robot.core import errors
 from vla_robot.core.embodiment import MAX_RATE_HZ, MIN_RATE_HZ
 from vla_robot.core.errors import RecipeError, TransportError, VlaError, WorldError
 from vla_robot.core.messages import ActionChunk, Clamp, Observation, StepResult
-from vla_robot.testing import toy_embodiment
+from vla_robot.core.robot import Tick
+from vla_robot.testing import toy_embodiment, toy_observation
+from vla_robot.transport.bridge_codec import pack_tick, unpack_tick
 from vla_robot.transport.codec import (
     ERRORS,
     MessageReader,
@@ -34,6 +36,7 @@ from vla_robot.transport.codec import (
 from vla_robot.transport.wire import Message, decode, encode
 
 EMBODIMENT = toy_embodiment(height=4, width=6)
+OBSERVATION = toy_observation(EMBODIMENT)
 
 names = st.text(min_size=1, max_size=6)
 stamps = st.integers(0, 2**63 - 1)
@@ -70,6 +73,8 @@ chunks = st.builds(
     stages_ms=st.dictionaries(names, st.floats(0, 1e7), max_size=3),
     intervention=st.booleans(),
     conditioned=st.booleans(),
+    entropy=st.none() | st.floats(0, 100),
+    chunk_gap=st.none() | st.floats(0, 1),
 )
 
 
@@ -98,12 +103,21 @@ def test_a_chunk_survives(chunk: ActionChunk, data: st.DataObject) -> None:
     np.testing.assert_equal(vars(unpack_action_chunk(carried(pack_action_chunk(chunk)))), vars(chunk))
 
 
-@pytest.mark.parametrize("nats", [np.nan, np.inf, -0.1, 1e9, "much", None])
-def test_an_entropy_that_is_none_is_refused(nats: object) -> None:
-    packed = pack_action_chunk(ActionChunk(np.zeros((1, 2)), 1, 2, entropy=1.5))
-    assert unpack_action_chunk(carried(packed)).entropy == 1.5
-    with pytest.raises(TransportError, match="entropy"):
-        unpack_action_chunk(carried(packed | {"entropy": nats}))
+@pytest.mark.parametrize(("name", "most"), [("entropy", 100.0), ("chunk_gap", 1.0)])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -0.1, 1e9, "much", None])
+def test_a_signal_that_is_none_is_refused(name: str, most: float, value: object) -> None:
+    packed = pack_action_chunk(ActionChunk(np.zeros((1, 2)), 1, 2))
+    assert getattr(unpack_action_chunk(carried(packed | {name: most})), name) == most
+    for wrong in (value, most + 0.01):
+        with pytest.raises(TransportError, match=name):
+            unpack_action_chunk(carried(packed | {name: wrong}))
+    options: dict[str, Any] = {name: most}
+    tick = Tick(StepResult(OBSERVATION, np.ones(2), False, False, False), "run", "", 1, 2, 0, **options)
+    packed = pack_tick(tick, {}, 3)
+    assert getattr(unpack_tick(carried(packed)), name) == most
+    with pytest.raises(TransportError, match=name):
+        unpack_tick(carried(packed | {name: value}))
+    assert name not in pack_tick(replace(tick, **{name: None}), {}, 3), "an older peer reads the rest"
 
 
 def test_an_embodiment_survives() -> None:

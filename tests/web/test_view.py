@@ -161,7 +161,7 @@ def drive(robot: RemoteRobot, ticks: int) -> None:
     observation = robot.begin(seed=0)
     for k in range(ticks):
         action = [[0.2 if k == 0 else 0.001, 0.0, 0.0, 1.0]]
-        robot.send(ActionChunk(np.array(action), observation.stamp_ns, observation.step))
+        robot.send(ActionChunk(np.array(action), observation.stamp_ns, observation.step, chunk_gap=0.25))
         tick = robot.newest(after=observation.step, timeout_s=DEADLINE_S)
         if tick is None or tick.over:
             return
@@ -174,6 +174,7 @@ def test_a_viewer_sees_frames_state_latency_and_what_was_cut(
     _, board = watch()
     scene = scene_with(board, lambda facts: bool(facts["cuts"] and facts.get("capture_to_command_ms")))
     assert scene.facts["mode"] == "run" and scene.facts["instruction"] == "lift the red cube"
+    assert (scene.facts["chunk_gap"], scene.facts["entropy"]) == (0.25, None)
     assert scene.facts["capture_to_command_ms"] > 0 and len(scene.facts["executed"]) == 4
     np.testing.assert_array_equal(scene.images["wrist"], driven.arm.frame)
     (cut,) = scene.facts["cuts"]

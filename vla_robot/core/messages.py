@@ -70,6 +70,9 @@ class ActionChunk:
         policy_actions: (T, D) the policy's own actions while a person was in control, if it was asked.
         entropy: how unsure the policy was: mean entropy of the tokens that it generated [nats], 0 if each was certain.
             None for a policy that does not answer in tokens, and for a person.
+        chunk_gap: how far the policy's plan is from its former one, 0 to 1: mean difference in the steps that both
+            chunks have, as shares of the dimensions' ranges; see `vla_robot.loop.chunk_gap`. The loop that asks the
+            policy measures it; None without such steps, and for a person.
         rows: execution horizon: number of actions, 1 to T, that are used before the policy is asked again. None: all of
             them in a world that waits; in real time, the policy is asked again at once.
     """
@@ -83,6 +86,7 @@ class ActionChunk:
     rests: bool = False
     policy_actions: NDArray[np.float64] | None = None
     entropy: float | None = None
+    chunk_gap: float | None = None
     rows: int | None = None
 
     def lasts(self, step: int) -> bool:

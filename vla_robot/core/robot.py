@@ -29,6 +29,7 @@ class Tick:
             were too old.
         intervention: the executed action came from a person who took over from the policy.
         entropy: `ActionChunk.entropy` of the executed chunk [nats]; None if it has none, or the pose was held.
+        chunk_gap: `ActionChunk.chunk_gap` of the executed chunk, 0 to 1; None likewise.
     """
 
     result: StepResult
@@ -41,6 +42,7 @@ class Tick:
     cause_step: int = -1
     wanted: Vector | None = None
     entropy: float | None = None
+    chunk_gap: float | None = None
 
     @property
     def over(self) -> bool:

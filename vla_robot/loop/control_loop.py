@@ -13,6 +13,7 @@ from vla_robot.core.clock import NS_PER_S, Clock, MonotonicClock, Ticker
 from vla_robot.core.errors import NoActionYetError, PolicyError, SessionError
 from vla_robot.core.messages import ActionChunk, Observation, StepResult
 from vla_robot.core.ports import Guard, Policy, World
+from vla_robot.loop.chunk_gap import ChunkGapMeter
 from vla_robot.loop.episode_stats import EpisodeStats
 from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, Event, StepDone, Subscriber
 from vla_robot.loop.history import History
@@ -73,6 +74,7 @@ def run_episode(
     policy.reset(seed)
     observation = world.reset(seed)
     stats, pace, history = EpisodeStats(clock, world.embodiment), _Pace(clock, rate_hz), History(policy)
+    gaps = ChunkGapMeter(policy, world.embodiment.action)
     pace.watch.received(observation, world)
     notify(subscribers, EpisodeStarted(seed, observation))
     chunk: ActionChunk | None = None
@@ -83,7 +85,7 @@ def run_episode(
             pace.wait(is_first=not stats.steps_ms)
             if chunk is None or not chunk.lasts(observation.step):
                 try:
-                    chunk = ask(policy, history.put_before(observation))
+                    chunk = gaps.measured(ask(policy, history.put_before(observation)), observation)
                 except NoActionYetError:
                     pace.pause()
                     continue
@@ -140,6 +142,7 @@ def marks_of(chunk: ActionChunk, row: int) -> dict[str, Any]:
     beside = chunk.policy_actions
     return {
         "entropy": chunk.entropy,
+        "chunk_gap": chunk.chunk_gap,
         "intervention": chunk.intervention,
         "policy_action": beside[row] if beside is not None and row < len(beside) else None,
     }

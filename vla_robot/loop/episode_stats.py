@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vla_robot.core.clock import NS_PER_S, Clock
@@ -39,6 +39,7 @@ class EpisodeStats:
     lost_steps: int = 0
     steps_ms: list[Mapping[str, float]] = field(default_factory=list[Mapping[str, float]])
     entropy: list[float | None] = field(default_factory=list[float | None])
+    chunk_gap: list[float | None] = field(default_factory=list[float | None])
     states: list[Vector] = field(default_factory=list[Vector])
     interventions: Interventions = field(default_factory=Interventions)
 
@@ -58,6 +59,7 @@ class EpisodeStats:
         self.clamps += len(event.clamps)
         self.steps_ms.append({} if event.intervention else event.stages_ms)  # a person's steps have no policy latency
         self.entropy.append(event.entropy)
+        self.chunk_gap.append(event.chunk_gap)
         self.states.append(event.result.observation.state)
         self.interventions.add(event)
 
@@ -71,10 +73,16 @@ class EpisodeStats:
             clamps=self.clamps,
             missed_ticks=missed_ticks,
             stages_ms=by_stage(self.steps_ms),
-            entropy=tuple(self.entropy) if any(nats is not None for nats in self.entropy) else (),
+            entropy=_told(self.entropy),
+            chunk_gap=_told(self.chunk_gap),
             still_s=steps_at_rest(self.states, self.embodiment.state) / self.embodiment.rate_hz,
             error=error,
             interventions=self.interventions.steps,
             takeovers=self.interventions.takeovers,
             lost_steps=self.lost_steps,
         )
+
+
+def _told(values: Sequence[float | None]) -> tuple[float | None, ...]:
+    """Return the values of the steps; empty if no step has one."""
+    return tuple(values) if any(value is not None for value in values) else ()

@@ -39,6 +39,7 @@ class StepDone:
         held: no action was available, so the arm held its pose.
         policy_action: (D,) the policy's action while the person was in control, if it was asked.
         entropy: how unsure the policy was of the answer that the action is from, `ActionChunk.entropy` [nats].
+        chunk_gap: how far that answer is from the policy's former plan, `ActionChunk.chunk_gap`, 0 to 1.
     """
 
     observation: Observation
@@ -52,6 +53,7 @@ class StepDone:
     held: bool = False
     policy_action: Vector | None = None
     entropy: float | None = None
+    chunk_gap: float | None = None
 
 
 @dataclass(frozen=True)

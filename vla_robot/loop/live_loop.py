@@ -28,6 +28,7 @@ from vla_robot.core.errors import NoActionYetError, PolicyError, TransportError,
 from vla_robot.core.messages import ActionChunk, Clamp, Observation, Vector
 from vla_robot.core.ports import Guard, Policy, ReportsStages, ReportsStatus, Robot
 from vla_robot.core.robot import Tick
+from vla_robot.loop.chunk_gap import ChunkGapMeter
 from vla_robot.loop.control_loop import EndedByPersonError, always_false, ask, marks_of, notify, outcome_of
 from vla_robot.loop.episode_stats import EpisodeStats
 from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, StepDone, StepsLost, Subscriber
@@ -76,7 +77,8 @@ def run_live_episode(
     observation = robot.begin(seed)
     stats = _LiveStats(clock, robot.embodiment)
     notify(subscribers, EpisodeStarted(seed, observation))
-    pairing = _Pairing(observation, guard, clock, History(policy))
+    gaps = ChunkGapMeter(policy, robot.embodiment.action)
+    pairing = _Pairing(observation, guard, clock, History(policy), gaps)
     course = _Course(pairing, stats, subscribers)
     ended_here = True
     try:
@@ -173,9 +175,10 @@ since a person who takes over may get the observation that the policy got last."
 class _Pairing:
     """Matches ticks with the answers that they executed."""
 
-    def __init__(self, first: Observation, guard: Guard, clock: Clock, history: History) -> None:
+    def __init__(self, first: Observation, guard: Guard, clock: Clock, history: History, gaps: ChunkGapMeter) -> None:
         self.newest = first
         self._history = history
+        self._gaps = gaps
         self._guard = guard
         self._clock = clock
         self._sent: dict[_Cause, _Sent] = {}
@@ -198,7 +201,7 @@ class _Pairing:
     def ask(self, policy: Policy, robot: Robot) -> ActionChunk:
         """Ask the policy with the newest observation; return and store its answer, within the guard's limits."""
         begun_ns = self._clock.now_ns()
-        chunk = ask(policy, self._history.put_before(self.newest))
+        chunk = self._gaps.measured(ask(policy, self._history.put_before(self.newest)), self.newest)
         commanded, clamps = zip(*(self._guard.check(row) for row in chunk.actions), strict=True)
         policy_ms = (self._clock.now_ns() - begun_ns) / NS_PER_MS
         way_back_ms = robot.last_stages_ms if isinstance(robot, ReportsStages) else {}
@@ -242,8 +245,7 @@ class _Pairing:
             clamps=(*sent.clamps[row], *result.clamps),
             stages_ms=self._stages_of(tick, sent),
             held=sent.chunk.rests,
-            policy_action=marks_of(sent.chunk, row)["policy_action"],
-            entropy=sent.chunk.entropy,
+            **marks_of(sent.chunk, row),
         )
 
     def _sent_for(self, tick: Tick) -> _Sent | None:

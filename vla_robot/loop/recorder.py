@@ -68,4 +68,5 @@ def _logged(event: StepDone) -> EpisodeStep:
         policy_action=event.policy_action,
         wanted=event.wanted,
         entropy=event.entropy,
+        chunk_gap=event.chunk_gap,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -33,6 +33,8 @@ class EpisodeResult:
         stages_ms: stage -> (N,) durations of each step that had it [ms]; see `vla_robot.loop.timing`.
         entropy: how unsure the policy was of each step's action [nats], see `ActionChunk.entropy`; None where it did
             not choose it, or does not say. Empty if it never said.
+        chunk_gap: how far each step's answer was from the policy's former plan, 0 to 1, see `ActionChunk.chunk_gap`;
+            None and empty likewise.
         still_s: time [s of the arm's steps] that the arm had stood still at the end, see `vla_robot.loop.stillness`.
         error: the reason, for outcome "error".
         interventions: number of steps in which a person was in control.
@@ -48,6 +50,7 @@ class EpisodeResult:
     missed_ticks: int = 0
     stages_ms: Mapping[str, NDArray[np.float64]] = field(default_factory=dict[str, NDArray[np.float64]])
     entropy: tuple[float | None, ...] = ()
+    chunk_gap: tuple[float | None, ...] = ()
     still_s: float = 0.0
     error: str | None = None
     interventions: int = 0
@@ -103,7 +106,8 @@ class EpisodeResult:
             "lost_steps": self.lost_steps,
             "helped": self.helped,
             "still_s": round(self.still_s, 3),
-            "entropy": [None if nats is None else round(nats, 4) for nats in self.entropy],
+            "entropy": _rounded_each(self.entropy),
+            "chunk_gap": _rounded_each(self.chunk_gap),
         }
 
 
@@ -231,3 +235,7 @@ class RunSummary:
 
 def _rounded(latency: Latency) -> dict[str, float]:
     return {"p50": round(latency.p50, 3), "p99": round(latency.p99, 3), "max": round(latency.max, 3)}
+
+
+def _rounded_each(values: Sequence[float | None]) -> list[float | None]:
+    return [None if value is None else round(value, 4) for value in values]

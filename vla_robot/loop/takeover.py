@@ -30,6 +30,7 @@ from vla_robot.core.messages import ActionChunk, Observation, Vector
 from vla_robot.core.ports import Policy, SharesControl, Teleoperator
 from vla_robot.core.ports.wrapped_policy import history_steps
 from vla_robot.core.teleop import Button, Driver, TeleopCommand
+from vla_robot.loop.chunk_gap import ChunkGapMeter
 from vla_robot.loop.control_loop import EndedByPersonError
 from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, Event, StepDone, StepsLost
 from vla_robot.loop.failure_detector import FailureDetector
@@ -85,6 +86,7 @@ class Takeover(Closeable):
         self._cheap_ns = CHEAP_SHARE * NS_PER_S / embodiment.rate_hz
         self._look = look
         self._on_estop = on_estop
+        self._gaps = ChunkGapMeter(policy, embodiment.action)
         self._detector = FailureDetector(np.inf if unsure_above is None else unsure_above)
         self._worker = ThreadPoolExecutor(1, "policy")
         self._pending: Future[ActionChunk] | None = None
@@ -99,13 +101,18 @@ class Takeover(Closeable):
         return history_steps(self._policy)
 
     @property
+    def measures_chunk_gap(self) -> bool:
+        """True: the loop sees a chunk row by row, and not where the policy's plan was dropped."""
+        return True
+
+    @property
     def driver(self) -> Driver:
         return self._hands.driver
 
     def reset(self, seed: int) -> None:
         """Reset the policy and give it control."""
-        self._pending = self._chunk = None
-        self._detector.reset()
+        self._pending = None
+        self._drop_plan()
         self._worker.submit(self._policy.reset, seed).result()
         self._hands.reset()
 
@@ -156,6 +163,7 @@ class Takeover(Closeable):
     def _drop_plan(self) -> None:
         """Forget what the policy planned, and how unsure it was, since another one drives from here on."""
         self._chunk = None
+        self._gaps.forget()
         self._detector.reset()
 
     def _by_hand(self, observation: Observation) -> ActionChunk:
@@ -228,7 +236,7 @@ class Takeover(Closeable):
             if self.driver == "person":
                 raise NoActionYetError("a person took over while the policy thought.")
         answer, self._pending = self._pending, None
-        return answer.result()
+        return self._gaps.measured(answer.result(), observation)
 
     def _is_free(self) -> bool:
         """Return whether no inference runs; an answer that is no longer needed is dropped."""

@@ -49,6 +49,9 @@ MAX_RECORD_BYTES = 1 << 28
 MAX_LOG_BYTES = 1 << 32
 MAX_FRAMES_BYTES = 1 << 33
 """Largest size of all decoded frames of a log: 15 minutes at 10 Hz with one camera of 640 x 480."""
+_SIGNALS = ("entropy", "chunk_gap")
+"""Fields of a step that say how sure the policy was; older logs, and steps that lack them, hold none."""
+
 _PREFIX = struct.Struct("<II")
 
 
@@ -71,6 +74,7 @@ class EpisodeStep:
         wanted: (D,) the driver's action, before the guard of the control loop cut it to `commanded`; None when
             no action was due, and in older logs, which lack it.
         entropy: how unsure the policy was of the answer that the action is from [nats], see `ActionChunk.entropy`.
+        chunk_gap: how far that answer was from the policy's former plan, 0 to 1, see `ActionChunk.chunk_gap`.
     """
 
     observation: Observation
@@ -85,6 +89,7 @@ class EpisodeStep:
     policy_action: Vector | None = None
     wanted: Vector | None = None
     entropy: float | None = None
+    chunk_gap: float | None = None
 
 
 @dataclass(frozen=True)
@@ -358,7 +363,7 @@ def step_record(step: EpisodeStep) -> dict[str, Any]:
         "held": step.held,
         "policy_action": _numbers(step.policy_action),
         "wanted": _numbers(step.wanted),
-        **({} if step.entropy is None else {"entropy": step.entropy}),
+        **{name: value for name in _SIGNALS if (value := getattr(step, name)) is not None},
     }
 
 
@@ -392,7 +397,7 @@ def _step(record: Mapping[str, Any], instruction: str) -> EpisodeStep:
         clamps=tuple(Clamp(**clamp) for clamp in record["clamps"]),
         stages_ms=record["stages_ms"],
         wanted=_vector(record.get("wanted")),
-        entropy=None if (nats := record.get("entropy")) is None else float(nats),
+        **{name: float(value) for name in _SIGNALS if (value := record.get(name)) is not None},
         **_drivers(record),
     )
 

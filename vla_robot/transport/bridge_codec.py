@@ -11,10 +11,11 @@ import numpy as np
 from vla_robot.core.errors import TransportError, unknown
 from vla_robot.core.robot import Mode, Tick, TimeLimits
 from vla_robot.transport.codec import (
+    MAX_SIGNALS,
     MessageReader,
-    entropy_in,
     pack_observation,
     pack_step_result,
+    signals_in,
     unpack_step_result,
 )
 
@@ -44,7 +45,7 @@ def pack_tick(tick: Tick, jpeg_quality: Mapping[str, int], returned_ns: int) -> 
         "dropped_rows": tick.dropped_rows,
         "returned_ns": returned_ns,
         **({"intervention": True} if tick.intervention else {}),
-        **({} if tick.entropy is None else {"entropy": tick.entropy}),
+        **{name: value for name in MAX_SIGNALS if (value := getattr(tick, name)) is not None},
     }
 
 
@@ -79,5 +80,5 @@ def unpack_tick(reader: MessageReader) -> Tick:
         cause_step=reader.integer("cause_step"),
         wanted=reader.array_or_none("wanted", np.float64, ndim=1),
         intervention="intervention" in reader.names() and reader.flag("intervention"),
-        entropy=entropy_in(reader),
+        **signals_in(reader),
     )

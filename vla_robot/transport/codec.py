@@ -58,8 +58,9 @@ MAX_ERROR_CHARS = 8000
 MAX_STAGES, MAX_STAGE_MS = 32, 1e7
 """Most stages of a chunk, and the longest time of one [ms], about three hours."""
 
-MAX_ENTROPY = 100.0
-"""Largest entropy of a token [nats]; a vocabulary of 2**32 rows has at most 22."""
+MAX_SIGNALS = {"entropy": 100.0, "chunk_gap": 1.0}
+"""How unsure a policy was: field of a chunk or tick -> its largest value. Entropy is in nats, of which a vocabulary of
+2**32 rows has at most 22; the gap is a share of a range."""
 
 SHOWN_FIELDS, SHOWN_CHARS = 20, 40
 """Most of a peer's field names, and of a name's characters, that error messages show."""
@@ -238,7 +239,7 @@ def pack_action_chunk(chunk: ActionChunk) -> dict[str, Any]:
         "step": chunk.step,
         "stages_ms": dict(chunk.stages_ms),
         **{mark: True for mark in ("intervention", "conditioned") if getattr(chunk, mark)},
-        **{name: number for name in ("entropy", "rows") if (number := getattr(chunk, name)) is not None},
+        **{name: number for name in ("entropy", "chunk_gap", "rows") if (number := getattr(chunk, name)) is not None},
     }
 
 
@@ -251,7 +252,7 @@ def unpack_action_chunk(reader: MessageReader) -> ActionChunk:
         stages_ms=_stages_ms(reader.table("stages_ms")),
         intervention="intervention" in reader.names() and reader.flag("intervention"),
         conditioned="conditioned" in reader.names() and reader.flag("conditioned"),
-        entropy=entropy_in(reader),
+        **signals_in(reader),
         rows=_rows(reader, len(actions)) if "rows" in reader.names() else None,
     )
 
@@ -263,9 +264,9 @@ def _rows(reader: MessageReader, most: int) -> int:
     return rows
 
 
-def entropy_in(reader: MessageReader) -> float | None:
-    """Return the entropy [nats] that a chunk or tick may have."""
-    return reader.finite("entropy", 0.0, MAX_ENTROPY) if "entropy" in reader.names() else None
+def signals_in(reader: MessageReader) -> dict[str, Any]:
+    """Return those of MAX_SIGNALS that a chunk or tick has."""
+    return {name: reader.finite(name, 0.0, most) for name, most in MAX_SIGNALS.items() if name in reader.names()}
 
 
 def _stages_ms(reader: MessageReader) -> dict[str, float]:

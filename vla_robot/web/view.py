@@ -254,6 +254,7 @@ class _Link:
             "success": result.success,
             "dropped_rows": tick.dropped_rows,
             "entropy": tick.entropy,
+            "chunk_gap": tick.chunk_gap,
             "clamps": [
                 {"dim": c.dim, "cause": c.cause, "wanted": c.wanted, "allowed": c.allowed} for c in result.clamps
             ],

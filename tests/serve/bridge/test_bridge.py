@@ -143,6 +143,37 @@ def test_how_unsure_a_policy_was_goes_with_its_actions(serve: Callable[..., Serv
     assert all(step.entropy is None for step in steps if step.held)
 
 
+def test_the_gap_between_two_plans_goes_with_the_actions_of_the_second(serve: Callable[..., Served]) -> None:
+    """Plans of ten seconds whose grippers are 0.4 apart, one of four dimensions: a gap of 0.1."""
+    address, _, _ = serve()
+    steps, ticks = list[StepDone](), list[Tick]()
+
+    class Heard(RemoteRobot):
+        def ticks(self, timeout_s: float) -> list[Tick]:
+            ticks.extend(heard := super().ticks(timeout_s))
+            return heard
+
+    def plan(seen: Observation) -> Vector:
+        return np.tile([0.001, 0.0, 0.0, 1.0 if len(policy.saw) % 2 else 0.6], (500, 1))
+
+    policy = FunctionPolicy(plan)
+    with Heard(address) as robot:
+        run_live_episode(
+            robot,
+            policy,
+            0,
+            guard=NoLimits(),
+            should_stop=lambda: len(policy.saw) >= 5 and len(steps) >= 20 and steps[-1].chunk_gap is not None,
+            subscribers=[lambda event: steps.append(event) if isinstance(event, StepDone) else None],
+        )
+    told = [step.chunk_gap for step in steps if not step.held]
+    assert told == sorted(told, key=lambda gap: gap is not None), "only the first plan has none"
+    assert [gap for gap in told if gap is not None] == [pytest.approx(0.1)] * (len(told) - told.count(None))
+    assert None in told and told[-1] is not None
+    by_number = {tick.result.observation.step: tick.chunk_gap for tick in ticks}
+    assert all(by_number[step.result.observation.step] == step.chunk_gap for step in steps)
+
+
 def test_ticks_that_pass_while_the_policy_thinks_are_recorded(serve: Callable[..., Served]) -> None:
     address, _, server = serve()
 

@@ -9,7 +9,7 @@ from vla_robot.core.ports.action_head import ActionHead
 from vla_robot.core.ports.arm import Arm, Motors, Streamed
 from vla_robot.core.ports.episode_source import EpisodeSource, MarksGaps
 from vla_robot.core.ports.guard import ActionFilter, Guard
-from vla_robot.core.ports.policy import AnswersQuestions, Policy, PreparesAhead, ReadsHistory
+from vla_robot.core.ports.policy import AnswersQuestions, MeasuresChunkGap, Policy, PreparesAhead, ReadsHistory
 from vla_robot.core.ports.robot import ReportsStatus, Robot, StoppableRobot
 from vla_robot.core.ports.tasks import PlacedObject, SharedObject, TaskRunner, Workers
 from vla_robot.core.ports.teleoperator import Kinematics, LeaderArm, SharesControl, Teleoperator
@@ -26,6 +26,7 @@ __all__ = [
     "Kinematics",
     "LeaderArm",
     "MarksGaps",
+    "MeasuresChunkGap",
     "Motors",
     "OutlinesObjects",
     "PlacedObject",

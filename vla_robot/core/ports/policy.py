@@ -36,6 +36,16 @@ class Policy(Protocol):
 
 
 @runtime_checkable
+class MeasuresChunkGap(Protocol):
+    """A policy that measures `ActionChunk.chunk_gap` of what it gives out itself, which the loops do for all others."""
+
+    @property
+    def measures_chunk_gap(self) -> bool:
+        """Whether it does: it asks another policy, whose chunks it may give out in parts or drop."""
+        ...
+
+
+@runtime_checkable
 class PreparesAhead(Protocol):
     """A policy that can do the work on an observation alone, such as resizing its frames, before `act` is called."""
 

@@ -341,6 +341,7 @@ class Bridge:
             wanted=due.row,
             intervention=chunk.intervention,
             entropy=chunk.entropy,
+            chunk_gap=chunk.chunk_gap,
         )
 
     def _tick_of(self, result: StepResult, mode: Mode, reason: str) -> Tick:

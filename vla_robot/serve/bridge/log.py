@@ -192,4 +192,5 @@ def _step(event: Ticked) -> EpisodeStep:
         held=event.wanted is None,
         wanted=event.wanted,
         entropy=event.tick.entropy,
+        chunk_gap=event.tick.chunk_gap,
     )

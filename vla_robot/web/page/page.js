@@ -189,6 +189,7 @@ function showTick(facts, now) {
     ["control clock", `${about.rate_hz} Hz`],
     ["task's success test", facts.success ? "holds" : "not yet"],
     ...(facts.entropy == null ? [] : [["policy's entropy", `${facts.entropy.toFixed(2)} nats`]]),
+    ...(facts.chunk_gap == null ? [] : [["gap to the former plan", `${facts.chunk_gap.toFixed(3)} of the range`]]),
   ]);
 }
 
