@@ -488,6 +488,33 @@ def test_an_execution_horizon_reaches_the_policies_and_another_does_not_continue
     assert run("--rows", "0") == 2 and "--rows 0: at least 1" in capsys.readouterr().err
 
 
+def test_both_signals_of_a_chunked_policy_are_in_the_results(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    """Asked at every step: of its two dimensions the gripper alternates by 0.2 of its range, so that each gap is 0.1.
+
+    The nearest cubes are 2 m away and reached in the last of 6 steps: seeds 6 and 9 of 6 to 11 succeed.
+    """
+
+    class Tremulous(FunctionPolicy):
+        def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+            return [replace(chunk, rows=1, entropy=1.5) for chunk in super().act(observations)]
+
+    bench.policy = lambda: Tremulous(
+        lambda o: np.tile([0.35 * _where(o.instruction), 1.0 if o.step % 2 else 0.8], (3, 1))
+    )
+    assert run("--episodes", "6", "--workers", "2") == 0
+    assert [e["success"] for e in episodes()] == [True, False, False] * 2
+    for told in episodes():
+        assert (told["chunk_gap"], told["entropy"]) == ([None] + [0.1] * 5, [1.5] * 6)
+    detected = found()["failure_detection"]["mine"]
+    assert detected.keys() == {"entropy", "chunk_gap"}
+    for told in detected.values():
+        assert (told["successes"], told["failures"], told["separation"], told["threshold"]) == (2, 4, 0.5, None)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "told by the entropy: AUROC 0.50" in printed and "told by the chunk gap: AUROC 0.50" in printed
+    assert run("--episodes", "6", "--workers", "1") == 0  # from the trials on the disk
+    assert found()["failure_detection"]["mine"] == detected
+
+
 def test_evaluations_of_one_second_get_a_folder_each(bench: Bench) -> None:
     args = EvaluateArgs(env=("mine",), policy=("mine",), episodes=2)
     folders = {plan(args).folder for _ in range(3)}

@@ -163,15 +163,56 @@ def test_the_page_says_how_well_entropy_tells_failures(tmp_path: Path) -> None:
     trials.append(replace(stall, result=replace(stall.result, entropy=(None,) * 5 + (2.0,) * 10)))
     plain = evaluation(*trials, trial(1, "success", "new"))
     page = write_evaluation(tmp_path, plain, "vla eval").read_text()
-    cells = "".join(f"<td>{cell}</td>" for cell in ("old", 20, 1, "1.00", "1.00 <small>of 15 steps</small>", "1.19"))
+    told = ("old", "entropy", 20, 1, "1.00", "1.00 <small>of 15 steps</small>", "1.19 <small>nats</small>")
+    cells = "".join(f"<td>{cell}</td>" for cell in told)
     assert f"<tr>{cells}<td>1 of 1</td><td>10</td></tr>" in page and "19 successes" in page
     assert '<polyline points="0.00,100.00 0.00,0.00 ' in page, "the one failure is found before any false alarm"
     told = json.loads((tmp_path / "summary.json").read_text())["failure_detection"]
-    assert told.keys() == {"old"} and told["old"]["threshold"] == 1.19
-    said = foreseen(plain.scores[0])
-    assert said is not None and "AUROC 1.00" in said and "--ask-when-unsure 1.19" in said
-    assert foreseen(plain.scores[1]) is None
+    assert told.keys() == {"old"} and told["old"].keys() == {"entropy"} and told["old"]["entropy"]["threshold"] == 1.19
+    (said,) = foreseen(plain.scores[0])
+    assert "AUROC 1.00" in said and "Above 1.19 nats" in said and said.endswith("--ask-when-unsure entropy:1.19")
+    assert not list(foreseen(plain.scores[1]))
     assert "Failure detection" not in write_evaluation(tmp_path, evaluation(*sure), "vla eval").read_text()
+
+
+def test_a_policy_with_two_signals_has_a_row_a_curve_and_a_threshold_of_each(tmp_path: Path) -> None:
+    """The failure is the surest by its entropy and has the largest gap; the successes' gaps are 0.00 to 0.19."""
+    trials = [trial(seed, "success" if seed < 20 else "timeout") for seed in range(21)]
+    nats = [1.0 + seed / 100 for seed in range(20)] + [0.5]
+    gaps = [seed / 100 for seed in range(20)] + [0.3]
+    trials = [
+        replace(t, result=replace(t.result, entropy=(n,) * 15, chunk_gap=(None, *(g,) * 14)))
+        for t, n, g in zip(trials, nats, gaps, strict=True)
+    ]
+    both = evaluation(*trials)
+    page = write_evaluation(tmp_path, both, "vla eval").read_text()
+    early = "<small>of 15 steps</small>"
+    rows = {
+        "entropy": ("0.00", f"0.00 {early}", "1.19 <small>nats</small>", "0 of 1", "–"),
+        "chunk gap": ("1.00", f"1.00 {early}", "0.19 <small>of the range</small>", "1 of 1", "6"),
+    }
+    for signal, cells in rows.items():
+        cells = "".join(f"<td>{cell}</td>" for cell in ("old", signal, 20, 1, *cells))
+        assert f"<tr>{cells}</tr>" in page
+        assert f"</i>old, {signal}</span>" in page, "the key of the curves"
+    assert page.count("<polyline") == 2
+    told = json.loads((tmp_path / "summary.json").read_text())["failure_detection"]["old"]
+    assert {name: (d["separation"], d["threshold"], d["warned"]) for name, d in told.items()} == {
+        "entropy": (0.0, 1.19, 0),
+        "chunk_gap": (1.0, 0.19, 1),
+    }
+    by_entropy, by_gap = foreseen(both.scores[0])
+    assert "told by the entropy: AUROC 0.00" in by_entropy and by_entropy.endswith("--ask-when-unsure entropy:1.19")
+    assert "told by the chunk gap: AUROC 1.00" in by_gap and "Above 0.19 of the range" in by_gap
+    assert by_gap.endswith("--ask-when-unsure chunk_gap:0.19")
+
+
+def test_a_trial_of_an_older_log_has_no_signal() -> None:
+    plain = trial(3, "success")
+    older = {name: value for name, value in plain.to_dict().items() if name not in ("entropy", "chunk_gap")}
+    assert Trial.from_dict(older) == plain
+    told = replace(plain, result=replace(plain.result, chunk_gap=(None, 0.25), entropy=(1.5, None)))
+    assert Trial.from_dict(json.loads(json.dumps(told.to_dict()))) == told
 
 
 def test_policies_take_turns_in_each_world_also_where_one_is_ahead() -> None:

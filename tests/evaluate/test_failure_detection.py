@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,26 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import mannwhitneyu
 
-from vla_robot.evaluate.failure_detection import conformal_threshold, detect, least_successes, roc, separation
-from vla_robot.loop.failure_detector import WINDOW, FailureDetector, scores
+from vla_robot.evaluate.failure_detection import (
+    conformal_threshold,
+    detect,
+    detections_of,
+    least_successes,
+    roc,
+    separation,
+)
+from vla_robot.loop.failure_detector import CHUNK_GAP, ENTROPY, WINDOW, FailureDetector, Signal, scores
 from vla_robot.loop.results import EpisodeResult, Outcome
 
 
 def episode(seed: int, outcome: Outcome, entropy: NDArray[np.float64]) -> EpisodeResult:
     return EpisodeResult(seed, outcome, len(entropy), 1.0, entropy=tuple(entropy.tolist()))
+
+
+def as_chunk_gap(result: EpisodeResult) -> EpisodeResult:
+    """The same episode with a tenth of its entropy as its gap between chunks."""
+    gaps = tuple(None if nats is None else nats / 10 for nats in result.entropy)
+    return replace(result, entropy=(), chunk_gap=gaps)
 
 
 @given(st.lists(st.floats(0, 6) | st.none(), max_size=30), st.floats(0, 6))
@@ -69,25 +83,31 @@ def test_too_few_successes_give_no_threshold() -> None:
     assert conformal_threshold(list(map(float, range(19))), 0.05) == 18.0
 
 
-def test_failures_that_become_unsure_are_told() -> None:
+@pytest.mark.parametrize("signal", [ENTROPY, CHUNK_GAP], ids=lambda signal: signal.name)
+def test_failures_that_become_unsure_are_told(signal: Signal) -> None:
     rng = np.random.default_rng(0)
     good = [episode(seed, "success", rng.uniform(0.8, 1.2, 15)) for seed in range(30)]
     stalls = [episode(100 + seed, "timeout", np.r_[np.ones(20), np.full(30, 3.0)]) for seed in range(4)]
     sure = [episode(200, "timeout", np.full(50, 0.5)), episode(201, "error", np.full(50, 9.0))]
-    found = detect([*good, *stalls, *sure])
+    results, unit = [*good, *stalls, *sure], 1.0
+    if signal is CHUNK_GAP:
+        results, unit = list(map(as_chunk_gap, results)), 0.1
+    found = detect(results, signal)
+    assert detections_of(results) == {signal: found}
     assert found is not None and found.threshold is not None
     assert (found.successes, found.failures, found.early_steps) == (30, 5, 15)
-    assert 1.0 < found.threshold < 1.2
+    assert 1.0 < found.threshold / unit < 1.2
     assert found.warned == 4 and found.warned_at is not None and 20 < found.warned_at <= 22
     assert found.separation == pytest.approx(0.8)  # the failure that is sure is below all successes
     assert found.separation_early is not None and found.separation_early < 0.5  # no failure is unsure so early
 
 
 def test_a_policy_that_tells_nothing_has_no_detection() -> None:
-    assert detect([episode(0, "success", np.empty(0)), EpisodeResult(1, "timeout", 50, 1.0)]) is None
+    results = [episode(0, "success", np.empty(0)), EpisodeResult(1, "timeout", 50, 1.0)]
+    assert detect(results, ENTROPY) is None and detections_of(results) == {}
 
 
 def test_without_failures_there_is_a_threshold_and_no_separation() -> None:
-    found = detect([episode(seed, "success", np.full(20, 1.0 + seed / 100)) for seed in range(20)])
+    found = detect([episode(seed, "success", np.full(20, 1.0 + seed / 100)) for seed in range(20)], ENTROPY)
     assert found is not None and found.threshold == pytest.approx(1.19)
     assert found.separation is None and found.roc == ()

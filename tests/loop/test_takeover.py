@@ -24,6 +24,7 @@ from vla_robot.data.summary import summarise
 from vla_robot.evaluate.runner import run_episodes
 from vla_robot.loop.control_loop import run_episode
 from vla_robot.loop.events import Event, StepDone
+from vla_robot.loop.failure_detector import CHUNK_GAP, ENTROPY, Threshold
 from vla_robot.loop.results import EpisodeResult, RunInfo
 from vla_robot.loop.takeover import Takeover
 from vla_robot.policy.execution_horizon import ExecutionHorizon
@@ -61,7 +62,7 @@ def drive(clock: FakeClock, guard: Guard, make_world: Make) -> Make:
     """`drive(policy, hands)`: one episode in lock-step -> its result and its steps."""
 
     def go(
-        policy: Any, hands: Teleoperator, unsure_above: float | None = None, **options: Any
+        policy: Any, hands: Teleoperator, unsure_above: Threshold | None = None, **options: Any
     ) -> tuple[EpisodeResult, list[StepDone]]:
         steps: list[StepDone] = []
         world = make_world(**{"succeed_at": HORIZON, "horizon": HORIZON + 1, **options})
@@ -117,7 +118,7 @@ def test_an_unsure_policy_asks_the_person_who_gives_control_back(drive: Make) ->
     """The mean of steps 1 to 5 is 3, so that step 6 is the person's; the five steps after give-back count anew."""
     hands = Script({8: "giveback"}, still(), dict.fromkeys((6, 7), HAND))
     policy = Unsure(lambda seen: still(0.01))
-    result, steps = drive(policy, hands, unsure_above=2.9, succeed_at=99, horizon=15)
+    result, steps = drive(policy, hands, unsure_above=Threshold(ENTROPY, 2.9), succeed_at=99, horizon=15)
     assert corrected(steps) == [6, 7, 13, 14]
     assert (result.takeovers, result.interventions) == (2, 4)
     assert [None if step.intervention else step.observation.step for step in steps] == [s.entropy for s in steps]
@@ -126,7 +127,7 @@ def test_an_unsure_policy_asks_the_person_who_gives_control_back(drive: Make) ->
 
 def test_the_person_is_told_that_the_policy_asks(drive: Make) -> None:
     hands = Script({}, still(), dict.fromkeys(range(6, HORIZON), HAND))
-    drive(Unsure(lambda seen: still(0.01)), hands, unsure_above=2.9)
+    drive(Unsure(lambda seen: still(0.01)), hands, unsure_above=Threshold(ENTROPY, 2.9))
     told = [counters["drives"] for _, counters in hands.shown]
     assert told[:6] == ["the policy"] * 6 and set(told[6:]) == {"you: the policy is unsure"}
 
@@ -134,6 +135,55 @@ def test_the_person_is_told_that_the_policy_asks(drive: Make) -> None:
 def test_without_a_threshold_an_unsure_policy_goes_on(drive: Make) -> None:
     _, steps = drive(Unsure(lambda seen: still(0.01)), Script({}, still()))
     assert corrected(steps) == []
+
+
+def wavering() -> ExecutionHorizon:
+    """Plans eight steps, of which three are used; each plan goes the other way, across half of the ranges."""
+    return ExecutionHorizon(FunctionPolicy(lambda seen: np.tile([(-1) ** seen.step * 0.05, 1.0], (8, 1))), 3)
+
+
+def test_a_policy_that_changes_its_plans_asks_the_person(drive: Make) -> None:
+    """The plans of steps 3 and 6 each have a gap of 0.5: steps 3 to 7 are the first five with one."""
+    hands = Script({9: "giveback"}, still(), {8: HAND})
+    result, steps = drive(wavering(), hands, unsure_above=Threshold(CHUNK_GAP, 0.49), succeed_at=12, horizon=13)
+    assert corrected(steps) == [8]
+    assert list(result.chunk_gap) == [None] * 3 + [0.5] * 5 + [None] + [None] * 3  # after give-back, a first plan
+    assert result.entropy == ()
+
+
+def test_plans_that_change_no_more_than_the_threshold_go_on(drive: Make) -> None:
+    result, steps = drive(wavering(), Script({}, still()), unsure_above=Threshold(CHUNK_GAP, 0.5))
+    assert corrected(steps) == [] and list(result.chunk_gap) == [None] * 3 + [0.5] * (HORIZON - 3)
+
+
+def test_after_give_back_a_plan_is_measured_against_none_from_before_the_takeover(drive: Make) -> None:
+    """Neither against one that the policy made while it was asked beside the person."""
+    policy = FunctionPolicy(lambda seen: np.tile([0.001 * seen.step, 1.0], (8, 1)))
+    result, steps = drive(ExecutionHorizon(policy, 3), corrects(), succeed_at=12, horizon=13)
+    assert any(step.policy_action is not None for step in steps)
+    assert list(result.chunk_gap) == [None] * 10 + [pytest.approx(0.015)] * 2  # 0.003 m of 0.1 m, and the gripper
+
+
+def test_a_takeover_without_an_action_drops_the_plan_too(clock: FakeClock, drive: Make) -> None:
+    class Hesitant(Script):
+        """Takes over at TAKE, says nothing, and gives back at the same step."""
+
+        said = 0
+
+        def command(self) -> TeleopCommand:
+            if not self.shown or self.shown[-1][0].step != TAKE or self.said > 2:
+                return TeleopCommand(None)
+            self.said += 1
+            return (press("takeover"), TeleopCommand(None), press("giveback"))[self.said - 1]
+
+    asked: list[int] = []
+
+    def plan(seen: Observation) -> Vector:
+        asked.append(seen.step)
+        return np.tile([0.001 * seen.step, 1.0], (8, 1))
+
+    result, _ = drive(FunctionPolicy(plan), Hesitant({}, None))
+    assert asked == [0, TAKE] and result.chunk_gap == ()
 
 
 def test_a_chunk_is_dropped_at_the_takeover_and_the_policy_is_asked_afresh(clock: FakeClock, drive: Make) -> None:

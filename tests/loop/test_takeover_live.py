@@ -16,6 +16,7 @@ from vla_robot.core.ports import Guard, Policy
 from vla_robot.core.robot import Tick
 from vla_robot.core.teleop import Button, TeleopCommand
 from vla_robot.loop.events import Event, StepDone
+from vla_robot.loop.failure_detector import CHUNK_GAP, ENTROPY, Threshold
 from vla_robot.loop.live_loop import run_live_episode
 from vla_robot.loop.results import EpisodeResult
 from vla_robot.loop.takeover import Takeover
@@ -93,7 +94,7 @@ def drive(tmp_path: Path, guard: Guard) -> Drive:
         hands: ScriptedTeleoperator,
         splice: ChunkMerge = "drop",
         horizon: int = HORIZON,
-        unsure_above: float | None = None,
+        unsure_above: Threshold | None = None,
     ) -> tuple[EpisodeResult, list[StepDone]]:
         clock, steps = FakeClock(start_ns=10**12), list[StepDone]()
         arm = ToyArm(clock, EMBODIMENT, can_wait=False, horizon=horizon)
@@ -205,11 +206,32 @@ def test_an_unsure_policy_leaves_a_robot_at_rest_until_the_person_acts(
 ) -> None:
     policy = Unsure(lambda o: np.tile([-0.001 * o.step - 0.001, 1.0], (ROWS, 1)))
     absent = ScriptedTeleoperator({}, TeleopCommand(None))
-    result, steps = drive(policy if rows is None else ExecutionHorizon(policy, rows), absent, unsure_above=2.9)
+    result, steps = drive(
+        policy if rows is None else ExecutionHorizon(policy, rows), absent, unsure_above=Threshold(ENTROPY, 2.9)
+    )
     assert [s.observation.step for s in steps if s.held] == list(range(first, HORIZON))
     assert (result.takeovers, result.interventions) == (1, 0)
     for step in steps[first:]:
         assert step.result.executed is not None and step.result.executed.tolist() == [0.0, 1.0]
+
+
+def test_the_gaps_between_plans_end_at_a_takeover_and_stand_in_the_bridges_log(drive: Drive, tmp_path: Path) -> None:
+    """Each plan is 0.001 m of 0.1 m from the one of the tick before, and the gripper the same."""
+    result, steps = drive(plans(ROWS), Script())
+    first = (0, GIVE)  # plans without a former one
+    expected = [None if TAKE <= k < GIVE or k in first else pytest.approx(0.005) for k in range(HORIZON)]
+    assert [step.chunk_gap for step in steps] == expected == list(result.chunk_gap)
+    (path,) = (tmp_path / "log").iterdir()
+    assert [step.chunk_gap for step in read_episode(path).steps] == expected
+
+
+def test_a_policy_that_changes_its_plans_leaves_a_robot_at_rest(drive: Drive) -> None:
+    """The plans of steps 3 and 6 each have a gap of 0.05: steps 3 to 7 are the first five with one."""
+    policy = FunctionPolicy(lambda o: np.tile([-0.005 - (-1) ** o.step * 0.005, 1.0], (ROWS, 1)))
+    absent = ScriptedTeleoperator({}, TeleopCommand(None))
+    result, steps = drive(ExecutionHorizon(policy, 3), absent, unsure_above=Threshold(CHUNK_GAP, 0.049))
+    assert [step.chunk_gap for step in steps[:8]] == [None] * 3 + [pytest.approx(0.05)] * 5
+    assert steps[9].held and result.takeovers == 1
 
 
 def test_an_e_stop_at_the_controls_does_not_wait_for_the_end_of_an_execution_horizon(drive: Drive) -> None:

@@ -17,10 +17,11 @@ from vla_robot.core.host.provenance import row
 from vla_robot.core.ports import Guard, Policy, World
 from vla_robot.core.stats import mcnemar_p, wilson_interval
 from vla_robot.evaluate.eval_wrappers import InstructedWorld
-from vla_robot.evaluate.failure_detection import Detection, detect
+from vla_robot.evaluate.failure_detection import Detection, detections_of
 from vla_robot.evaluate.instruction_variants import Language, Words
 from vla_robot.loop.control_loop import always_false, run_episode
 from vla_robot.loop.events import EpisodeEnded, Event, Subscriber
+from vla_robot.loop.failure_detector import Signal
 from vla_robot.loop.results import EpisodeResult
 
 
@@ -90,7 +91,8 @@ class Trial:
             missed_ticks=values["missed_ticks"],
             error=values["error"],
             still_s=values.get("still_s", 0.0),  # older logs did not tell
-            entropy=tuple(None if nats is None else float(nats) for nats in values.get("entropy", ())),  # older: none
+            entropy=_each(values.get("entropy", ())),  # older: none
+            chunk_gap=_each(values.get("chunk_gap", ())),  # older: none
         )
         return cls(key, values["task"], values["instruction"], values["raised"], result)
 
@@ -213,9 +215,9 @@ class Score:
         return float(np.median(steps)) if steps else None
 
     @cached_property
-    def detection(self) -> Detection | None:
-        """How well the policy's entropy tells its failures; None for a policy that tells none."""
-        return detect([trial.result for trial in self.trials])
+    def detections(self) -> Mapping[Signal, Detection]:
+        """How well each signal that the policy has tells its failures; empty for a policy without any."""
+        return detections_of([trial.result for trial in self.trials])
 
     def within(self, steps: int) -> int:
         """Return how many episodes succeeded within that many steps: the successes under that limit of steps."""
@@ -375,7 +377,11 @@ class Evaluation:
             "by_task": {score.name: score.by_task for score in self.scores},
             "episodes": [trial.to_dict() for score in self.scores for trial in score.trials],
             "comparisons": [comparison.to_dict() for comparison in self.comparisons],
-            "failure_detection": {s.name: s.detection.to_dict() for s in self.scores if s.detection is not None},
+            "failure_detection": {
+                score.name: {signal.name: told.to_dict() for signal, told in score.detections.items()}
+                for score in self.scores
+                if score.detections
+            },
             "successes": first.successes,
             "success_rate": first.rate,
             "success_interval_95": list(first.interval),
@@ -396,6 +402,10 @@ class Evaluation:
             (base.suite != row.suite, self.perturbed.get(row.suite) == base.suite),
         ]
         return [is_base for differs, is_base in differences if differs] == [True]
+
+
+def _each(values: Iterable[float | None]) -> tuple[float | None, ...]:
+    return tuple(None if value is None else float(value) for value in values)
 
 
 def _joined(words: Mapping[str, str]) -> dict[str, str]:

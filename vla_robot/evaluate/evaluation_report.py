@@ -23,7 +23,7 @@ from vla_robot.evaluate.report_parts import (
     write_page,
 )
 from vla_robot.evaluate.video_selection import film_path
-from vla_robot.loop.failure_detector import WINDOW
+from vla_robot.loop.failure_detector import WINDOW, Signal
 
 TEMPLATE = Path(__file__).with_name("evaluation_report.html")
 
@@ -200,28 +200,32 @@ def _limits(scores: Sequence[Score]) -> str:
 
 
 def _detection(scores: Sequence[Score]) -> str:
-    """Return a table of how well entropy tells failures; empty if no policy tells its entropy."""
-    found = [(score.name, told) for score in scores if (told := score.detection) is not None]
+    """Return a table of how well the policies' signals tell failures; empty if no policy has one."""
+    found = [(score.name, signal, told) for score in scores for signal, told in score.detections.items()]
     if not found:
         return ""
     rows = [
         [
             escape(name),
+            signal.title,
             str(told.successes),
             str(told.failures),
             _number(told.separation, ".2f"),
             _number(told.separation_early, ".2f")
             + (f" <small>of {told.early_steps} steps</small>" if told.separation_early is not None else ""),
-            _number(told.threshold, ".3g"),
+            _number(told.threshold, ".3g") + (f" <small>{signal.unit}</small>" if told.threshold is not None else ""),
             f"{told.warned} of {told.failures}" if told.threshold is not None else "–",
             _number(told.warned_at, ".0f"),
         ]
-        for name, told in found
+        for name, signal, told in found
     ]
-    head = ("row", "successes", "failures", "AUROC", "AUROC, beginnings", "threshold", "failures warned of", "at step")
+    told_of = ("successes", "failures", "AUROC", "AUROC, beginnings", "threshold", "failures warned of", "at step")
+    head = ("row", "signal", *told_of)
     return (
-        '<h2>Failure detection</h2><p class="lead">A policy that answers in tokens tells their entropy: how unsure it '
-        f"is. The score of a step is the mean of {WINDOW} steps [nats]. AUROC is how likely the highest score of a "
+        '<h2>Failure detection</h2><p class="lead">Entropy is how unsure a policy that answers in tokens is of them. '
+        "The chunk gap is how far a policy's plan is from its former one in the steps that both have, as a share of "
+        "each dimension's range; a policy whose chunks are used up has none. "
+        f"The score of a step is the mean of {WINDOW} steps. AUROC is how likely the highest score of a "
         "failure is above that of a success; of beginnings, within the successes' median number of steps, since a "
         f"longer episode has more chances of a high score. At most {percent(FALSE_ALARMS)} of further successful "
         f"episodes exceed the threshold, which needs {least_successes()} successes (conformal).</p>"
@@ -230,9 +234,9 @@ def _detection(scores: Sequence[Score]) -> str:
     )
 
 
-def _roc_curves(found: Sequence[tuple[str, Detection]]) -> str:
+def _roc_curves(found: Sequence[tuple[str, Signal, Detection]]) -> str:
     """Draw the share of failures warned of over that of false alarms; empty without failures beside successes."""
-    drawn = [(name, told) for name, told in found if told.roc]
+    drawn = [(f"{name}, {signal.title}", told) for name, signal, told in found if told.roc]
     if not drawn:
         return ""
     curves = "".join(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_robot.loop.failure_detector import scores
+from vla_robot.loop.failure_detector import SIGNALS, Signal, scores
 from vla_robot.loop.results import EpisodeResult
 
 FALSE_ALARMS = 0.05
@@ -25,17 +25,17 @@ FALSE_ALARMS = 0.05
 
 @dataclass(frozen=True)
 class Detection:
-    """How well a policy's entropy tells failures.
+    """How well a signal of a policy tells failures.
 
     Attributes:
-        successes: episodes that succeeded and told their entropy.
-        failures: episodes that did not succeed and told it.
+        successes: episodes that succeeded and have the signal.
+        failures: episodes that did not succeed and have it.
         separation: area under the ROC curve of the highest scores: how likely a failure's is above a success's. None
             without episodes of both kinds.
         separation_early: the same of the first `early_steps` steps, since a longer episode has more chances of a high
             score.
         early_steps: the successes' median number of steps.
-        threshold: score above which to warn [nats]; None for too few successes.
+        threshold: score above which to warn, in the signal's unit; None for too few successes.
         warned: failures that the threshold warns of.
         warned_at: median step of these warnings.
         roc: (false alarms, failures warned of) as shares, for every threshold from the highest on; empty without
@@ -97,12 +97,18 @@ def roc(failed: Sequence[float], succeeded: Sequence[float]) -> tuple[tuple[floa
     return ((0.0, 0.0), *shares)
 
 
-def detect(results: Sequence[EpisodeResult], rate: float = FALSE_ALARMS) -> Detection | None:
-    """Calibrate on the successes among results, and judge the failures by it; None if no result tells entropy.
+def detections_of(results: Sequence[EpisodeResult]) -> dict[Signal, Detection]:
+    """Return how well each signal tells failures; without signals that no result has."""
+    found = ((signal, detect(results, signal)) for signal in SIGNALS.values())
+    return {signal: detection for signal, detection in found if detection is not None}
+
+
+def detect(results: Sequence[EpisodeResult], signal: Signal, rate: float = FALSE_ALARMS) -> Detection | None:
+    """Calibrate on the successes among results, and judge the failures by it; None if no result has the signal.
 
     Episodes that ended in an error count as neither.
     """
-    told = [(r, scores(r.entropy)) for r in results if r.outcome != "error"]
+    told = [(r, scores(signal.of_episode(r))) for r in results if r.outcome != "error"]
     told = [(result, score) for result, score in told if not np.isnan(score).all()]
     if not told:
         return None

@@ -8,8 +8,8 @@ meanwhile; a robot gets an action that holds its pose, since its bridge takes si
 the buttons success and stop, end the episode under either's control: a real robot has no other success test.
 The policy runs in a thread of its own, so that the device is read while it computes. If its answers take a small share
 of a control period, it is also asked while the person is in control, and its action is stored beside theirs.
-With a threshold, an unsure policy hands over by itself (`loop/failure_detector.py`): the arm waits for the person, and
-the policy's steps count anew after control was given back.
+With a signal's threshold, an unsure policy hands over by itself (`loop/failure_detector.py`): the arm waits for the
+person, and the policy's steps count anew after control was given back.
 Source: Ross et al. 2011 (DAgger); Kelly et al. 2019 (HG-DAgger), in which the person decides when to take over.
 """
 
@@ -33,7 +33,7 @@ from vla_robot.core.teleop import Button, Driver, TeleopCommand
 from vla_robot.loop.chunk_gap import ChunkGapMeter
 from vla_robot.loop.control_loop import EndedByPersonError
 from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, Event, StepDone, StepsLost
-from vla_robot.loop.failure_detector import FailureDetector
+from vla_robot.loop.failure_detector import FailureDetector, Threshold
 from vla_robot.loop.results import Outcome
 
 POLL_S = 0.02
@@ -64,7 +64,7 @@ class Takeover(Closeable):
         clock: Clock | None = None,
         look: Callable[[], Observation | None] = lambda: None,
         on_estop: Callable[[], None] = lambda: None,
-        unsure_above: float | None = None,
+        unsure_above: Threshold | None = None,
     ) -> None:
         """
         Args:
@@ -76,8 +76,7 @@ class Takeover(Closeable):
             clock: measures how long the policy computes.
             look: returns the newest observation of an arm that moves while the policy computes, to show the person.
             on_estop: called when the person pressed e-stop, before the episode ends.
-            unsure_above: mean entropy of recent steps above which the policy hands over to the person [nats]; None: it
-                never does.
+            unsure_above: score of recent steps above which the policy hands over to the person; None: it never does.
         """
         self._policy = policy
         self._hands = _Hands(teleop, embodiment)
@@ -87,7 +86,8 @@ class Takeover(Closeable):
         self._look = look
         self._on_estop = on_estop
         self._gaps = ChunkGapMeter(policy, embodiment.action)
-        self._detector = FailureDetector(np.inf if unsure_above is None else unsure_above)
+        self._unsure_above = unsure_above
+        self._detector = FailureDetector(np.inf if unsure_above is None else unsure_above.score)
         self._worker = ThreadPoolExecutor(1, "policy")
         self._pending: Future[ActionChunk] | None = None
         self._chunk: ActionChunk | None = None
@@ -144,7 +144,9 @@ class Takeover(Closeable):
 
     def _watch(self, event: StepDone) -> None:
         """Give control to the person if the policy has become unsure."""
-        if self.driver == "policy" and self._detector.add(event.entropy):
+        if self._unsure_above is None or self.driver != "policy":
+            return
+        if self._detector.add(self._unsure_above.signal.of_step(event)):
             self._hands.take(asked=True)
             self._drop_plan()
 

@@ -89,12 +89,19 @@ def test_nothing_to_run_is_explained(checkout: Path, args: RunArgs) -> None:
         (["--env", "mine", "--policy", "policies/mnie"], "unknown policy 'mnie'; did you mean 'mine'?"),
         (["--env", "mine", "--policy", "mine", "--episodes", "0"], "episodes is 0; at least 1 is needed"),
         (
-            ["--env", "mine", "--policy", "mine", "--ask-when-unsure", "2"],
+            ["--env", "mine", "--policy", "mine", "--ask-when-unsure", "entropy:2"],
             "hands over to a person: add --takeover DEVICE",
         ),
-        (
-            ["--env", "mine", "--policy", "mine", "--takeover", "keyboard", "--ask-when-unsure", "nan"],
-            "--ask-when-unsure is nan; an entropy above 0 nats is needed",
+        *(
+            (["--env", "mine", "--policy", "mine", "--takeover", "keyboard", "--ask-when-unsure", given], message)
+            for given, message in (
+                ("2.96", "--ask-when-unsure is '2.96': name the signal, too, as in entropy:2.96 or chunk_gap:0.15"),
+                ("gap:0.2", "unknown signal of --ask-when-unsure 'gap'; did you mean 'chunk_gap'?"),
+                ("entropy:nan", "--ask-when-unsure is 'entropy:nan'; a threshold above 0 nats is needed"),
+                ("entropy:inf", "--ask-when-unsure is 'entropy:inf'; a threshold above 0 nats is needed"),
+                ("chunk_gap:15", "'chunk_gap:15'; a threshold above 0 and below 1 of the range is needed"),
+                ("chunk_gap:much", "'chunk_gap:much'; a threshold above 0 and below 1 of the range is needed"),
+            )
         ),
         (["--env", "mine", "--policy", "mine", "--seed", "-1"], "seed is -1; it must be 0 or more"),
         (["--env", "mine", "--policy", "mine", "--seed", str(2**63)], "must be at most 9223372036854775807"),

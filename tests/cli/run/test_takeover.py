@@ -20,6 +20,7 @@ from vla_robot.core.clock import MonotonicClock
 from vla_robot.core.messages import Observation
 from vla_robot.core.teleop import Button, TeleopCommand
 from vla_robot.data.formats.lerobot.demo_dataset import open_demos
+from vla_robot.policy.execution_horizon import ExecutionHorizon
 from vla_robot.policy.scripted.simple import HoldPolicy
 from vla_robot.recipe.limits import LimitsRecipe
 from vla_robot.record.corrections import CORRECTED
@@ -29,7 +30,7 @@ from vla_robot.safety.watchdog import Watchdog
 from vla_robot.serve.bridge.arm import WorldArm
 from vla_robot.serve.bridge.bridge import Bridge
 from vla_robot.serve.bridge.server import BridgeServer
-from vla_robot.testing import ToyWorld, toy_embodiment
+from vla_robot.testing import FunctionPolicy, ToyWorld, toy_embodiment
 from vla_robot.transport.sockets import ServerSocket
 
 TAKE, GIVE, HORIZON = 4, 9, 15
@@ -152,6 +153,34 @@ def test_in_lockstep_behind_a_bridge_the_marks_are_exact(go: Run, bridge: str, t
     told = go("--robot", bridge, "--lockstep")
     assert [e["interventions"] for e in told["episodes"]] == [GIVE - TAKE] * 2
     assert corrected_steps(tmp_path / "data") == list(range(TAKE, GIVE)) * 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ("chunk_gap:0.1", "The policy told no chunk gap, so that it never asked the person. Its chunks were used up"),
+        ("entropy:2", "The policy told no entropy, so that it never asked the person. Policies that answer in tokens"),
+    ],
+)
+def test_a_policy_without_the_signal_is_said_to_have_never_asked(
+    go: Run, repository: Path, capsys: pytest.CaptureFixture[str], asked: str, reason: str
+) -> None:
+    go("--env", str(repository / "envs" / "tabletop.toml"), "--ask-when-unsure", asked)
+    assert reason in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_chunked_policy_asks_by_its_gap(
+    go: Run, monkeypatch: pytest.MonkeyPatch, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The gripper of every other plan is 0.2 away, of two dimensions: a gap of 0.1, before the person takes over."""
+    policy = FunctionPolicy(lambda seen: np.tile([0.0, 1.0 if seen.step % 2 else 0.8], (4, 1)))
+    monkeypatch.setattr(run, "build_policy", lambda *_: ExecutionHorizon(policy, 1))
+    told = go("--env", str(repository / "envs" / "tabletop.toml"), "--ask-when-unsure", "chunk_gap:0.09")
+    for episode in told["episodes"]:
+        assert episode["chunk_gap"][:TAKE] == [None, *[0.1] * (TAKE - 1)]
+        assert episode["chunk_gap"][TAKE : GIVE + 1] == [None] * (GIVE - TAKE + 1)
+        assert episode["chunk_gap"][GIVE + 1 :] == [0.1] * 5  # then it asks, as the last step is done
+    assert "never asked" not in capsys.readouterr().out
 
 
 def test_steps_that_are_missing_are_told_with_what_became_of_them(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from vla_robot.cli.common.cli_common import short_path
 from vla_robot.cli.run.progress_view import episode_line
 from vla_robot.core.stats import wilson_interval
 from vla_robot.evaluate.evaluation import Comparison, Evaluation, Score, Trial
-from vla_robot.evaluate.failure_detection import FALSE_ALARMS, least_successes
+from vla_robot.evaluate.failure_detection import FALSE_ALARMS, Detection, least_successes
+from vla_robot.loop.failure_detector import Signal, Threshold
 
 if TYPE_CHECKING:
     from vla_robot.cli.evaluate.plan import EvaluateArgs
@@ -91,21 +92,24 @@ def in_words(c: Comparison) -> str:
     )
 
 
-def foreseen(score: Score) -> str | None:
-    """Return how well entropy tells a policy's failures, as a sentence; None without failures, or without entropy."""
-    told = score.detection
-    if told is None or told.separation is None:
-        return None
-    words = f"\n{score.name}, failures told by entropy: AUROC {told.separation:.2f}"
+def foreseen(score: Score) -> Iterator[str]:
+    """Yield how well each signal of a policy tells its failures, as a sentence; none without failures or signals."""
+    for signal, told in score.detections.items():
+        if told.separation is not None:
+            yield _foreseen_by(signal, told, score.name)
+
+
+def _foreseen_by(signal: Signal, told: Detection, name: str) -> str:
+    words = f"\n{name}, failures told by the {signal.title}: AUROC {told.separation:.2f}"
     if told.separation_early is not None:
         words += f", {told.separation_early:.2f} of the first {told.early_steps} steps"
     if told.threshold is None:
         return f"{words}. A threshold needs {least_successes()} successes."
     at = "" if told.warned_at is None else f", at step {told.warned_at:.0f} (median)"
     return (
-        f"{words}. Above {told.threshold:.3g} nats, which at most {100 * FALSE_ALARMS:.0f} % of successes exceed, "
-        f"{told.warned} of {told.failures} failures are warned of{at}: vla run --takeover browser --ask-when-unsure "
-        f"{told.threshold:.3g}"
+        f"{words}. Above {told.threshold:.3g} {signal.unit}, which at most {100 * FALSE_ALARMS:.0f} % of successes "
+        f"exceed, {told.warned} of {told.failures} failures are warned of{at}: vla run --takeover browser "
+        f"--ask-when-unsure {Threshold(signal, told.threshold)}"
     )
 
 

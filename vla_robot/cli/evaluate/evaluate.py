@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ def _report(args: EvaluateArgs, what: Plan, evaluation: Evaluation) -> None:
             console.print(f"\n{title}: {words}.", soft_wrap=True)
         for comparison in evaluation.comparisons:
             console.print(in_words(comparison), soft_wrap=True)
-        for words in filter(None, map(foreseen, evaluation.scores)):
+        for words in itertools.chain.from_iterable(map(foreseen, evaluation.scores)):
             console.print(words, soft_wrap=True)
         report = write_evaluation(what.folder, evaluation, as_asked_for(args, what.folder))
         say(f"\nReport: {report}", flush=True)

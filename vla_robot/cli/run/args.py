@@ -45,9 +45,10 @@ class RunArgs:
     """keep the world's control rate on the wall clock; a simulation otherwise steps as fast as it can"""
     takeover: Annotated[str | None, option("DEVICE")] = None
     """a person may take over while the policy drives: by browser (a page), keyboard, spacemouse or gamepad"""
-    ask_when_unsure: Annotated[float | None, option("NATS")] = None
-    """with --takeover: hand over to the person when the policy's mean entropy of 5 steps is above this; `vla eval`
-    tells a threshold that few successful episodes exceed"""
+    ask_when_unsure: Annotated[str | None, option("SIGNAL:THRESHOLD")] = None
+    """with --takeover: hand over to the person when a signal's mean of 5 steps is above this: entropy:2.96 [nats], for
+    policies that answer in tokens, or chunk_gap:0.15 (share of the range), for those that are asked again before a
+    chunk is used up; `vla eval` tells a threshold that few successful episodes exceed"""
     page: Annotated[PageArgs, tyro.conf.arg(name="")] = field(default_factory=PageArgs)
     record: Annotated[Path | None, option("FOLDER")] = None
     """add every episode to this LeRobot v3 dataset, with a mark on each step driven by a person"""

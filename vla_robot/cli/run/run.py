@@ -15,7 +15,7 @@ from vla_robot.cli.common.terminal import Terminal, say
 from vla_robot.cli.run.args import RunArgs
 from vla_robot.cli.run.outcome import device_option, exit_status, print_crashed, print_finished, rows_option
 from vla_robot.cli.run.progress_view import LiveView, result_table
-from vla_robot.cli.run.takeover import dataset, shared_control, validate_options
+from vla_robot.cli.run.takeover import dataset, print_if_never_asked, shared_control, validate_options
 from vla_robot.core.errors import RecipeError
 from vla_robot.evaluate.report_parts import REPORT
 from vla_robot.evaluate.runner import run_episodes, run_folder
@@ -116,6 +116,7 @@ def main(args: RunArgs) -> int:
                 on_failure=partial(print_finished, folder=folder, file=args.json),
             )
     Terminal().print(result_table(summary))
+    print_if_never_asked(args, summary)
     if args.json:
         write_json(args.json, "run", **summary.to_dict())
     say(_closing(what, summary, folder))

@@ -21,7 +21,7 @@ from vla_robot.cli.run.outcome import (
     rows_option,
 )
 from vla_robot.cli.run.progress_view import LiveView, result_table
-from vla_robot.cli.run.takeover import dataset, shared_control
+from vla_robot.cli.run.takeover import dataset, print_if_never_asked, shared_control
 from vla_robot.core.errors import ContractError, RecipeError, VlaError, WorldError
 from vla_robot.core.ports import Policy, ReportsStatus
 from vla_robot.evaluate.report_parts import REPORT
@@ -97,6 +97,7 @@ def run_on_robot(args: RunArgs, address: str) -> int:
                 notes=BridgeLogWatch(robot).notes,
             )
     Terminal().print(result_table(summary))
+    print_if_never_asked(args, summary)
     print_notes(summary)
     if args.json:
         write_json(args.json, "run", **summary.to_dict())

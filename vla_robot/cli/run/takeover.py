@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from vla_robot.cli.common.terminal import say
-from vla_robot.core.errors import RecipeError
+from vla_robot.core.errors import RecipeError, unknown
 from vla_robot.core.ports import Policy
 from vla_robot.evaluate.runner import OnEpisode, noop
 from vla_robot.loop.events import Subscriber
+from vla_robot.loop.failure_detector import CHUNK_GAP, ENTROPY, SIGNALS, Threshold
 
 if TYPE_CHECKING:
     from vla_robot.cli.run.args import RunArgs
     from vla_robot.core.embodiment import Embodiment
     from vla_robot.core.messages import Observation
     from vla_robot.core.ports import Teleoperator
+    from vla_robot.loop.results import RunSummary
     from vla_robot.record.corrections import LogStore
+
+_EXAMPLES = ("entropy:2.96", "chunk_gap:0.15")
+
+_REASONS = {
+    ENTROPY: "Policies that answer in tokens tell it; others have a chunk gap.",
+    CHUNK_GAP: "Its chunks were used up before it was asked again: --rows N, below their length, lets them overlap.",
+}
+"""Signal -> why a policy may have none."""
 
 
 def validate_options(args: RunArgs) -> None:
@@ -26,9 +37,36 @@ def validate_options(args: RunArgs) -> None:
         raise RecipeError("--save selects the episodes that --record stores: add --record FOLDER, or leave it out.")
     if args.ask_when_unsure is not None and args.takeover is None:
         raise RecipeError("--ask-when-unsure hands over to a person: add --takeover DEVICE, or leave it out.")
-    if args.ask_when_unsure is not None and not args.ask_when_unsure > 0:
-        raise RecipeError(f"--ask-when-unsure is {args.ask_when_unsure}; an entropy above 0 nats is needed.")
+    if args.ask_when_unsure is not None:
+        threshold_in(args.ask_when_unsure)
     args.page.validate_options(args.takeover, "--takeover browser opens one")
+
+
+def threshold_in(text: str) -> Threshold:
+    """Return the threshold that `--ask-when-unsure` names. Raises RecipeError if it names none."""
+    name, colon, number = text.partition(":")
+    if not colon:
+        raise RecipeError(f"--ask-when-unsure is '{text}': name the signal, too, as in {' or '.join(_EXAMPLES)}.")
+    if name not in SIGNALS:
+        raise RecipeError(unknown("signal of --ask-when-unsure", name, SIGNALS))
+    signal = SIGNALS[name]
+    try:
+        score = float(number)
+    except ValueError:
+        score = math.nan
+    if not 0 < score < math.inf or score >= signal.most:
+        below = "" if math.isinf(signal.most) else f" and below {signal.most:g}"
+        raise RecipeError(f"--ask-when-unsure is '{text}'; a threshold above 0{below} {signal.unit} is needed.")
+    return Threshold(signal, score)
+
+
+def print_if_never_asked(args: RunArgs, summary: RunSummary) -> None:
+    """Say that a policy had no such signal in any episode, and therefore never asked the person."""
+    if args.ask_when_unsure is None or not summary.episodes:
+        return
+    signal = threshold_in(args.ask_when_unsure).signal
+    if not any(signal.of_episode(episode) for episode in summary.episodes):
+        say(f"The policy told no {signal.title}, so that it never asked the person. {_REASONS[signal]}")
 
 
 @contextlib.contextmanager
@@ -75,7 +113,7 @@ def shared_control(
             row_by_row=row_by_row,
             look=look,
             on_estop=on_estop,
-            unsure_above=args.ask_when_unsure,
+            unsure_above=None if args.ask_when_unsure is None else threshold_in(args.ask_when_unsure),
         ) as driver,
     ):
         say(_how(teleop), flush=True)
