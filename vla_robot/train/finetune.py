@@ -129,7 +129,7 @@ def open_run(
 ) -> tuple[Trainer, Prepared]:
     """Prepare a run and resume it if it has a checkpoint. Raises as `finetune`."""
     prepared = prepare(recipe, out, ranks, on_progress)
-    for note in prepared.notes if ranks.first else ():
+    for note in prepared.data.notes if ranks.first else ():
         on_plan(note)
     device = ranks.device(recipe.device)
     choose_attention(device)

@@ -80,7 +80,6 @@ class Prepared:
         data: the training data.
         questions: questions that the run trains on or measures; None without.
         drives_by: the dataset whose statistics un-normalise the trained policy's actions; None after several datasets.
-        notes: notes about a mixture's datasets for the user, one line each.
     """
 
     start: Path
@@ -89,7 +88,6 @@ class Prepared:
     data: TrainingData
     questions: QuestionData | None
     drives_by: str | None
-    notes: tuple[str, ...] = ()
 
 
 def prepare(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: OnProgress) -> Prepared:
@@ -142,8 +140,7 @@ def _from_mixture(recipe: MixtureFinetuneRecipe, out: Path, ranks: Ranks, on_pro
         policy = family_of(start).load(start, _loading(recipe, ranks, key))
         data = data_of_mixture(recipe, mixture, policy, ranks, indexing)
     only = key if len(mixture.statistics) == 1 else None
-    notes = tuple(f"{dataset.name}: {note}" for dataset in mixture.datasets for note in dataset.notes)
-    return Prepared(start, key, policy.model, data, _questions(recipe, policy, ranks), drives_by=only, notes=notes)
+    return Prepared(start, key, policy.model, data, _questions(recipe, policy, ranks), drives_by=only)
 
 
 def _questions(recipe: FinetuneRecipe, policy: AnyVLAPolicy, ranks: Ranks) -> QuestionData | None:

@@ -4,6 +4,7 @@ import json
 import shutil
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vla_robot.core.errors import DataError
 from vla_robot.core.messages import Observation
 from vla_robot.core.normalise import normalise, unnormalise
 from vla_robot.data.formats import png
+from vla_robot.data.formats.images import decode_image
 from vla_robot.data.formats.lerobot.demo_dataset import open_demos
 from vla_robot.data.formats.lerobot.layout import RECORDING, write_tasks
 from vla_robot.data.pipeline.mixture import Choices
@@ -23,6 +26,7 @@ from vla_robot.data.pipeline.windows import Window
 from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
 from vla_robot.policy.vla.model import IGNORE
 from vla_robot.recipe.finetune import Architecture, DemosFinetuneRecipe
+from vla_robot.train.batches import stream
 from vla_robot.train.batches.augment import RandomShift
 from vla_robot.train.batches.data import TrainingData, data_of_demos, datasets_of
 from vla_robot.train.batches.frames import Batch
@@ -130,6 +134,49 @@ def test_frames_that_are_kept_are_those_that_are_read_as_they_are_drawn(
         batch = data.batch(step)
         for name in ("pixels", "input_ids", "labels", "state", "actions"):
             assert torch.equal(getattr(batch, name), getattr(everything, name)[rows]), name
+
+
+def asked_twice(root: Path, out: Path) -> Path:
+    """A copy of a dataset whose second half of episodes shows the frames of the first."""
+    shutil.copytree(root, out)
+    files = sorted((out / "data").rglob("*.parquet"))
+    tables, name = [pq.read_table(path) for path in files], "observation.images.front"
+    cells = [cell for table in tables for cell in table[name].to_pylist()]
+    cells = [cells[number % (len(cells) // 2)] for number in range(len(cells))]
+    for path, table in zip(files, tables, strict=True):
+        own, cells = cells[: len(table)], cells[len(table) :]
+        column = pa.array(own, table.schema.field(name).type)
+        pq.write_table(table.set_column(table.column_names.index(name), name, column), path)
+    return out
+
+
+def test_equal_frames_are_decoded_and_kept_once(
+    policy: OpenVLAPolicy, demos_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = asked_twice(demos_folder, tmp_path / "twice")
+    files = [cell["bytes"] for path in (root / "data").rglob("*.parquet")
+             for cell in pq.read_table(path)["observation.images.front"].to_pylist()]  # fmt: skip
+    decoded = list[bytes]()
+    monkeypatch.setattr(stream, "decode_image", lambda data, *rest: decoded.append(data) or decode_image(data, *rest))
+    data = data_of(root, policy, held_out=0.0)
+    assert sorted(decoded) == sorted(set(files)), "each file once"
+    assert len(decoded) <= len(files) / 2
+    size = len(set(files)) * 28 * 28 * 3 / 1e9
+    (note,) = data.notes
+    assert note.startswith(f"frames of {len(files)} steps, {len(decoded)} different ones, take {size:.2f} GB")
+    everything = all_of(root, policy)
+    order = Pooled([len(everything.pixels)], 4, 0)
+    rows = [order.place(number)[1] for number in range(4, 8)]
+    assert torch.equal(data.batch(1).pixels, everything.pixels[rows])
+
+
+def test_demonstrations_that_do_not_fit_into_main_memory_are_an_error(
+    policy: OpenVLAPolicy, demos_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = SimpleNamespace(available=400_000_000)
+    monkeypatch.setattr(stream.psutil, "virtual_memory", lambda: free)
+    with pytest.raises(DataError, match=r"do not fit into main memory: after 0\.0 GB .* only 0\.4 GB are free"):
+        data_of(demos_folder, policy)
 
 
 def test_a_gripper_that_never_moves_keeps_its_value(policy: OpenVLAPolicy, demos_folder: Path, tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ class TrainingData:
         held_out: Callable[[], Iterator[Batch]],
         fingerprint: bytes,
         workers: int = 0,
+        notes: tuple[str, ...] = (),
     ) -> None:
         """
         Args:
@@ -52,8 +53,9 @@ class TrainingData:
             held_out: returns the batches that are never trained on, the same at every rank.
             fingerprint: bytes that change when the data change.
             workers: processes that decode frames; 0 decodes in this one.
+            notes: what the user should know of the data, one line each.
         """
-        self.held_out, self.fingerprint = held_out, fingerprint
+        self.held_out, self.fingerprint, self.notes = held_out, fingerprint, notes
         self._stream = stream
         self._batches = Batches(stream, workers) if workers else None
         self._reading: Iterator[Batch] | None = None
@@ -78,8 +80,8 @@ def data_of_demos(
     """Encode demonstrations once and keep them in memory, as a mixture whose datasets share their statistics.
 
     Raises:
-        DataError: no frame is left to train on, in all or in a dataset that has a weight; or the recipe's wordings
-            are of no instruction.
+        DataError: no frame is left to train on, in all or in a dataset that has a weight; the frames do not fit into
+            main memory; or the recipe's wordings are of no instruction.
     """
     assert policy.embodiment is not None
     cameras = tuple(camera.name for camera in policy.embodiment.cameras)
@@ -104,7 +106,7 @@ def data_of_demos(
                 yield plain.batch(kept([measured[number] for number in part]), part)
 
     stream = MixtureStream(mixture, encoder, ranks.share(rows), ranks.rank, ranks.count, kept)
-    return TrainingData(stream, held_out, demos.actions.tobytes() + demos.states.tobytes())
+    return TrainingData(stream, held_out, demos.actions.tobytes() + demos.states.tobytes(), notes=(str(kept),))
 
 
 def datasets_of(
@@ -190,7 +192,8 @@ def data_of_mixture(
             yield from (measured.batch(number) for number in range(HELD_OUT_BATCHES))
 
     facts = json.dumps(mixture.statistics, sort_keys=True, default=str).encode()
-    return TrainingData(stream, held_out, facts, recipe.workers)
+    notes = tuple(f"{dataset.name}: {note}" for dataset in mixture.datasets for note in dataset.notes)
+    return TrainingData(stream, held_out, facts, recipe.workers, notes)
 
 
 def open_recipe_mixture(

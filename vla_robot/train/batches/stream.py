@@ -16,10 +16,12 @@ import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -40,6 +42,9 @@ from vla_robot.train.batches.wordings import Wordings
 
 KEPT_AT_ONCE, DECODE_THREADS = 256, 4
 """Samples that are decoded together, and threads that decode them. OpenCV and Pillow release the GIL meanwhile."""
+
+LEAST_FREE = 500_000_000
+"""Main memory that decoded frames leave to the rest of the computer [bytes]."""
 
 REQUESTS_AT_ONCE = 16
 """Samples of a remote dataset that are read at the same time, in each process that reads."""
@@ -184,22 +189,34 @@ class Encoder:
         prompts = {text: self.tokenizer(text) for text in set(said)}
         return reworded(rows, [prompts[text] for text in said], self.pad_id)
 
-    def squares(
-        self, samples: Sequence[Sample], pool: ThreadPoolExecutor | None = None
-    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    def squares(self, samples: Sequence[Sample]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """Return (B, N, S, S, 3) frames and (B, N) False where a camera is missing and the frame black."""
         squares = np.zeros((len(samples), len(self.cameras), *self.frame_shape, 3), dtype=np.uint8)
-        files = [(sample, camera, sample.frames[camera][-1]) for sample in samples for camera in self.cameras]
-        is_there = np.array([bool(data) for _, _, data in files]).reshape(squares.shape[:2])
-        decoded = (pool.map if pool else map)(self._square, (file for file in files if file[2]))
-        for row, column, square in zip(*np.nonzero(is_there), decoded, strict=True):
-            squares[row, column] = square
+        files = self.files(samples)
+        is_there = np.array([bool(file.data) for file in files]).reshape(squares.shape[:2])
+        for row, column, file in zip(*np.nonzero(is_there), (file for file in files if file.data), strict=True):
+            squares[row, column] = self.square(file)
         return squares, is_there
 
-    def _square(self, file: tuple[Sample, str, bytes]) -> Image:
-        sample, camera, data = file
-        image = decode_image(data, "uint8", f"{sample.dataset}, camera {camera}")
+    def files(self, samples: Sequence[Sample]) -> list[_File]:
+        """Return the encoded frames of the present step, sample by sample and camera by camera."""
+        return [
+            _File(f"{sample.dataset}, camera {camera}", sample.frames[camera][-1])
+            for sample in samples
+            for camera in self.cameras
+        ]
+
+    def square(self, file: _File) -> Image:
+        """Decode and resize a frame. Raises DataError if it is damaged."""
+        image = decode_image(file.data, "uint8", file.origin)
         return self.preprocessor.resized(image) if self.as_acting else resize_lanczos(image, *self.frame_shape)
+
+
+class _File(NamedTuple):
+    """An encoded frame; `data` is empty where the camera is missing."""
+
+    origin: str
+    data: bytes
 
 
 def _frame_shape(policy: AnyVLAPolicy) -> tuple[int, int]:
@@ -215,8 +232,66 @@ def _frame_shape(policy: AnyVLAPolicy) -> tuple[int, int]:
     return shapes.pop() if shapes else policy.model.config.frame
 
 
+class Pictures:
+    """Decoded frames. Frames whose files are equal, as of episodes that `also_ask`, are decoded and kept once."""
+
+    def __init__(self, most: int, encoder: Encoder) -> None:
+        """
+        Args:
+            most: number of frames that may come.
+            encoder: decodes and resizes them.
+        """
+        self._encoder = encoder
+        # The system gives memory to the pages that are written: those of frames that were there already take none.
+        self._squares = np.empty((most + 1, *encoder.frame_shape, 3), dtype=np.uint8)
+        self._squares[0] = 0
+        self._places = {_name(b""): 0}  # a missing camera's frame is black
+
+    def __len__(self) -> int:
+        """Return the number of different frames."""
+        return len(self._places) - 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of main memory that the frames take."""
+        return len(self._places) * self._squares[0].nbytes
+
+    def add(self, samples: Sequence[Sample], pool: ThreadPoolExecutor) -> NDArray[np.int64]:
+        """Add the frames of samples. Return (B, N) their places; 0 is a missing camera's.
+
+        Raises:
+            DataError: a frame is damaged, or main memory is full.
+        """
+        files = self._encoder.files(samples)
+        names = [_name(file.data) for file in files]
+        new = {name: file for name, file in zip(names, files, strict=True) if name not in self._places}
+        for name, square in zip(new, pool.map(self._encoder.square, new.values()), strict=True):
+            self._squares[len(self._places)] = square
+            self._places[name] = len(self._places)
+        if (free := psutil.virtual_memory().available) < LEAST_FREE:
+            raise DataError(
+                f"the demonstrations do not fit into main memory: after {self.nbytes / 1e9:.1f} GB of frames only "
+                f"{free / 1e9:.1f} GB are free, and each process of a training keeps all of them. Train on fewer "
+                "episodes or with fewer processes; or give a `mixture` in place of `data`: its frames stay on the disk."
+            )
+        return np.array([self._places[name] for name in names]).reshape(len(samples), -1)
+
+    def __getitem__(self, places: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return (..., S, S, 3) the frames at places."""
+        return self._squares[places]
+
+
+def _name(data: bytes) -> bytes:
+    """Return a name that only equal files have."""
+    return blake2b(data, digest_size=16).digest()
+
+
 class Kept:
-    """Every step of some datasets, encoded once and kept in memory."""
+    """Every step of some datasets, encoded once and kept in memory.
+
+    Attributes:
+        pictures: the frames.
+    """
 
     def __init__(
         self, datasets: Sequence[Dataset], encoder: Encoder, on_frames: Callable[[int, int], None] = lambda n, of: None
@@ -228,25 +303,32 @@ class Kept:
             on_frames: called with steps done and steps in all.
 
         Raises:
-            DataError: a file is damaged.
+            DataError: a file is damaged, or the frames do not fit into main memory.
         """
-        places = [(dataset, step) for dataset in datasets for step in range(len(dataset))]
+        steps = [(dataset, step) for dataset in datasets for step in range(len(dataset))]
         self._starts = np.cumsum([0, *(len(dataset) for dataset in datasets)])
-        frames = np.empty((len(places), len(encoder.cameras), *encoder.frame_shape, 3), dtype=np.uint8)
-        is_there = np.empty(frames.shape[:2], dtype=np.bool_)
+        self.pictures = Pictures(len(steps) * len(encoder.cameras), encoder)
+        shown: list[NDArray[np.int64]] = []
         samples: list[Sample] = []
         with ThreadPoolExecutor(DECODE_THREADS) as pool:
-            for start in range(0, len(places), KEPT_AT_ONCE):
-                read = [dataset.sample(step) for dataset, step in places[start : start + KEPT_AT_ONCE]]
-                now = slice(start, start + len(read))
-                frames[now], is_there[now] = encoder.squares(read, pool)
+            for start in range(0, len(steps), KEPT_AT_ONCE):
+                read = [dataset.sample(step) for dataset, step in steps[start : start + KEPT_AT_ONCE]]
+                shown.append(self.pictures.add(read, pool))
                 samples += [replace(sample, frames={}) for sample in read]
-                on_frames(now.stop, len(places))
-        self._rows = encoder.rows(samples, frames, is_there)
+                on_frames(len(samples), len(steps))
+        self._shown = np.concatenate(shown)
+        without_frames = np.empty((len(samples), 0), dtype=np.uint8)
+        self._rows = encoder.rows(samples, without_frames, self._shown > 0)
 
     def __call__(self, places: Sequence[tuple[int, int]]) -> Rows:
         """Return the rows of steps, each given as (dataset, step of the dataset)."""
-        return self._rows[np.array([self._starts[which] + step for which, step in places])]
+        at = np.array([self._starts[which] + step for which, step in places])
+        return replace(self._rows[at], frames=self.pictures[self._shown[at]])
+
+    def __str__(self) -> str:
+        """Tell what the frames take."""
+        size = f"{self.pictures.nbytes / 1e9:.2f} GB of main memory in each process"
+        return f"frames of {len(self._shown):,} steps, {len(self.pictures):,} different ones, take {size}"
 
 
 class MixtureStream(IterableDataset[Batch]):
