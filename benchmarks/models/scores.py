@@ -111,10 +111,13 @@ def loaded(name: str) -> AnyVLAPolicy:
 
 
 def trained_s(name: str) -> float | None:
-    """Return the processor seconds of all trainings in a policy's training.json; None without the file."""
+    """Return the processor seconds of all trainings in a policy's training.json; None without the file.
+
+    The file has those of the first process; the others compute as much.
+    """
     recipe = find_policy(name).recipe
     trainings = trainings_of(recipe.checkpoint) if isinstance(recipe, CheckpointRecipe) else []
-    return sum(training["cpu_seconds"] for training in trainings) if trainings else None
+    return sum(t["cpu_seconds"] * t.get("processes", 1) for t in trainings) if trainings else None
 
 
 def driven(name: str, policy: AnyVLAPolicy, count: int) -> tuple[list[Observation], NDArray[np.float64]]:

@@ -105,12 +105,14 @@ def _foreseen_by(signal: Signal, told: Detection, name: str) -> str:
         words += f", {told.separation_early:.2f} of the first {told.early_steps} steps"
     if told.threshold is None:
         return f"{words}. A threshold needs {least_successes()} successes."
-    at = "" if told.warned_at is None else f", at step {told.warned_at:.0f} (median)"
-    return (
-        f"{words}. Above {told.threshold:.3g} {signal.unit}, which at most {100 * FALSE_ALARMS:.0f} % of successes "
-        f"exceed, {told.warned} of {told.failures} failures are warned of{at}: vla run --takeover browser "
-        f"--ask-when-unsure {Threshold(signal, told.threshold)}"
+    words += (
+        f". Above {told.threshold:.3g} {signal.unit}, which at most {100 * FALSE_ALARMS:.0f} % of successes exceed, "
+        f"{told.warned} of {told.failures} failures are warned of"
     )
+    if told.warned_at is None:
+        return f"{words}: it is no detector here."
+    command = f"vla run --takeover browser --ask-when-unsure {Threshold(signal, told.threshold)}"
+    return f"{words}, at step {told.warned_at:.0f} (median): {command}"
 
 
 def as_asked_for(args: EvaluateArgs, folder: Path) -> str:
