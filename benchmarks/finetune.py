@@ -30,7 +30,6 @@ from vla_robot.core.host.device_names import AUTO
 from vla_robot.core.host.optional import require
 from vla_robot.core.host.provenance import row
 from vla_robot.core.messages import Observation, StepResult
-from vla_robot.policy.vla.loading import Loading
 from vla_robot.recipe import find
 from vla_robot.recipe.finetune import DemosFinetuneRecipe
 
@@ -134,6 +133,7 @@ def contest(args: FinetuneBenchArgs, lora_rank: int, folder: Path, on_turn: Call
     from benchmarks.models.plain_training import PlainFrames, PlainLoop, PlainModel, adapted
     from vla_robot.data.formats.lerobot.demo_dataset import open_demos
     from vla_robot.policy.openvla.policy import load
+    from vla_robot.policy.vla.loading import Loading
     from vla_robot.train.checkpoint import learning
     from vla_robot.train.finetune import open_run
     from vla_robot.train.parallel.ddp import Ranks
