@@ -239,7 +239,7 @@ def pack_action_chunk(chunk: ActionChunk) -> dict[str, Any]:
         "step": chunk.step,
         "stages_ms": dict(chunk.stages_ms),
         **{mark: True for mark in ("intervention", "conditioned") if getattr(chunk, mark)},
-        **{name: number for name in ("entropy", "chunk_gap", "rows") if (number := getattr(chunk, name)) is not None},
+        **{name: number for name in (*MAX_SIGNALS, "rows") if (number := getattr(chunk, name)) is not None},
     }
 
 
