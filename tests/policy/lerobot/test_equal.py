@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +62,22 @@ def test_the_actions_are_lerobots_own(kind: str, load: Load, own: Any, no_networ
         (chunk,) = policy.act([observation(step)])
         np.testing.assert_allclose(chunk.actions, lerobots_actions(theirs, observation(step)), rtol=0, atol=1e-6)
         assert (chunk.step, chunk.stamp_ns, chunk.conditioned) == (step, 1000 + step, False)
+
+
+@pytest.mark.parametrize("kind", ["act", "diffusion", "smolvla"])
+def test_mixed_precision_is_used_where_the_folder_says_so_as_by_lerobot_eval(
+    kind: str, folder: Folder, load: Load, own: Any, tmp_path: Path
+) -> None:
+    shutil.copytree(folder(kind), tmp_path / kind)
+    write.edit(tmp_path / kind, "config.json", lambda config: config.update(use_amp=True))
+    mixed, whole, theirs = load(kind, checkpoint=tmp_path / kind), load(kind), own(kind)
+    for policy in (mixed, whole):
+        policy.reset(SEED)
+    (chunk,), (exact,) = mixed.act([observation(0)]), whole.act([observation(0)])
+    with torch.autocast("cpu"):
+        expected = lerobots_actions(theirs, observation(0))
+    np.testing.assert_allclose(chunk.actions, expected, rtol=0, atol=1e-6)
+    assert np.abs(chunk.actions - exact.actions).max() > 1e-5
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -132,6 +132,11 @@ class LeRobotPolicy:
 
     @torch.no_grad()
     def _predict(self, batch: dict[str, Any], seeds: Sequence[int], committed: int, stages: StageTimer) -> Rows:
+        """Return (B, K, D) actions in the policy's units, in mixed precision where the folder's `use_amp` says so."""
+        with torch.autocast(self.device.type, enabled=self._model.config.use_amp):  # processors too, as in lerobot-eval
+            return self._predict_here(batch, seeds, committed, stages)
+
+    def _predict_here(self, batch: dict[str, Any], seeds: Sequence[int], committed: int, stages: StageTimer) -> Rows:
         """Return (B, K, D) actions in the policy's units."""
         batch = self._before(batch)
         options: dict[str, Any] = {}
