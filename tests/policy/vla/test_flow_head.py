@@ -161,6 +161,16 @@ def test_a_prefix_is_kept_and_what_follows_depends_on_it() -> None:
     torch.testing.assert_close(said[1], made.answer(asked, seeds)[1], rtol=0, atol=1e-6)  # nothing was committed
 
 
+def test_more_committed_actions_than_training_gave_are_continued_by_guidance() -> None:
+    made, asked, seeds = head(prefix=2), prompts(), np.array([3, 4])
+    plan = Plan(drawn(2, K, D, seed=6).clamp(-1, 1), torch.tensor([3, 2]), torch.tensor([4, 4]))
+    said = made.answer(asked, seeds, plan)
+    torch.testing.assert_close(said[1, :2], plan.actions[1, :2], rtol=0, atol=0)  # this row is within the prefix
+    made.sample_as(FlowRecipe(rtc="guidance"))
+    torch.testing.assert_close(said[0], made.answer(asked, seeds, plan)[0], rtol=0, atol=1e-6)
+    assert not torch.allclose(said[1], made.answer(asked, seeds, plan)[1], atol=1e-4)
+
+
 def test_euler_reaches_the_end_of_a_straight_flow_in_any_number_of_steps() -> None:
     noise, actions = drawn(1, K, D), drawn(1, K, D, seed=1)
     for steps in (1, 3, 10):

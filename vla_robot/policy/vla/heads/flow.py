@@ -147,24 +147,29 @@ class FlowHead(nn.Module):
         return of_noised.sum() / (len(wrong) * noised * self.dimension)
 
     def answer(self, prompts: Prompted, seeds: NDArray[np.int64], plan: Plan[Tensor] | None = None) -> Tensor:
-        """See `ActionHead`. With a prefix, its rows are the plan's committed ones."""
+        """See `ActionHead`. With a prefix, its rows are the plan's committed ones, as far as training gave as many."""
         seen, s = self._seen(prompts), self.sampling
         device = prompts.rows.embeds.device
         noise = draw(generators_of(seeds.tolist()), (self.chunk, self.dimension)).to(device)
         if plan is None or s.rtc is None:
             actions = integrate(lambda x, time: self._at(seen, x, time), noise, s.steps)
         elif s.rtc == GUIDANCE:
-            weights = soft_mask(plan.committed, plan.planned, self.chunk)
-            actions = integrate(
-                lambda x, time: guided(
-                    lambda y, at: self._at(seen, y, at), x, time, plan.actions, weights, s.largest, s.jacobian
-                ),
-                noise,
-                s.steps,
-            )
+            actions = self._guided(seen, noise, plan)
         else:
             actions = self._behind_prefix(seen, noise, plan)
+            is_beyond = plan.committed > self.longest_prefix  # a longer delay than any of the training
+            if is_beyond.any():
+                actions = torch.where(is_beyond[:, None, None], self._guided(seen, noise, plan), actions)
         return actions.clamp(-1.0, 1.0)
+
+    def _guided(self, seen: _Seen, noise: Tensor, plan: Plan[Tensor]) -> Tensor:
+        s = self.sampling
+        weights = soft_mask(plan.committed, plan.planned, self.chunk)
+
+        def velocity(x: Tensor, time: float) -> Tensor:
+            return guided(lambda y, at: self._at(seen, y, at), x, time, plan.actions, weights, s.largest, s.jacobian)
+
+        return integrate(velocity, noise, s.steps)
 
     def _behind_prefix(self, seen: _Seen, noise: Tensor, plan: Plan[Tensor]) -> Tensor:
         is_given = torch.arange(self.chunk, device=noise.device) < plan.committed[:, None]
