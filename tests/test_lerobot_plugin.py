@@ -328,7 +328,8 @@ def test_a_servers_policy_is_not_exported(tmp_path: Path) -> None:
             saved_folder.write_folder(tmp_path, find_policy(name))
 
 
-PAGE = (Path(__file__).parents[1] / "docs" / "lerobot.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "lerobot.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^    (lerobot-.*)$", PAGE, re.MULTILINE)
 
 
@@ -348,6 +349,7 @@ def test_lerobots_own_parser_takes_the_commands_of_the_page(
         return config
 
     take.__annotations__["config"] = configs[tool]
+    monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", [tool, *arguments])
     wrapped_take: Any = parser.wrap()(take)
     config = wrapped_take()
@@ -355,6 +357,8 @@ def test_lerobots_own_parser_takes_the_commands_of_the_page(
     if tool == "lerobot-rollout":
         assert (config.policy.type, config.policy.units) == ("vla_robot", "degrees")
         assert isinstance(config.robot, RobotConfig.get_choice_class("so101_follower"))
+    elif "--config_path" in command:
+        assert config.policy.type in ("act", "diffusion") and config.dataset.root == "data/lift_noisy"
     else:
         assert (config.env.type, config.env.task) == ("vla_robot", "lift")
 

@@ -260,6 +260,8 @@ class LeRobotRecipe(WeightsRecipe):
             Without it, the folder's own embodiment.json; without that, sizes, names and ranges alone are compared.
         rate_hz: control rate of its training, where no embodiment says it.
         cameras: the policy's image -> the arm's camera, where their names differ: top = "front".
+        resize: resize frames to the size of its training, as `vla record --image-size` did; without it a camera of
+            another size is refused, except by families that resize frames themselves.
         state: the arm's state that the policy reads; without it, all of it in the arm's order and units.
         action: the arm's dimensions that the policy's numbers are for; without it, in the arm's order and units.
         hub: name on the hub -> local folder with the tokenizer, or the configuration of the vision-language model.
@@ -270,6 +272,7 @@ class LeRobotRecipe(WeightsRecipe):
     embodiment: Path | None = None
     rate_hz: float | None = None
     cameras: dict[str, str] = field(default_factory=dict[str, str])
+    resize: bool = False
     state: LeRobotNumbersRecipe | None = None
     action: LeRobotNumbersRecipe | None = None
     hub: dict[str, Path] = field(default_factory=dict[str, Path])

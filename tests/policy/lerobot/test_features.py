@@ -14,6 +14,7 @@ import pytest
 
 from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
 from vla_robot.core.errors import ContractError
+from vla_robot.core.image import resize
 from vla_robot.core.messages import Observation
 from vla_robot.policy.kinds import load_policy
 from vla_robot.recipe import dump, parse
@@ -136,6 +137,19 @@ def test_another_size_of_frames_fits_a_policy_that_resizes_them(
         [replace(seen, images={**seen.images, "front": np.zeros((48, 80, 3), np.uint8)})]
     )
     assert chunk.actions.shape == (8, 3)
+
+
+@pytest.mark.parametrize("kind", ["act", "diffusion"])
+def test_a_recipe_resizes_frames_as_the_recorder_did(kind: str, folder: Folder) -> None:
+    arm = replace(ARM, cameras=(CameraSpec("front", 112, 80), CameraSpec("wrist", 64, 64)))
+    seen = observation(0)
+    large = np.random.default_rng(0).integers(0, 256, (112, 80, 3), dtype=np.uint8)
+    small = resize(large, 64, 64)  # what `vla record --image-size 64` stores
+    policy = load_policy(LeRobotRecipe(checkpoint=folder(kind), resize=True), arm)
+    as_trained = load_policy(LeRobotRecipe(checkpoint=folder(kind)), ARM)
+    (chunk,) = policy.act([replace(seen, images={**seen.images, "front": large})])
+    (expected,) = as_trained.act([replace(seen, images={**seen.images, "front": small})])
+    np.testing.assert_array_equal(chunk.actions, expected.actions)
 
 
 def test_the_embodiment_of_the_dataset_is_compared_whole(

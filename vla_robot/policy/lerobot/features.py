@@ -1,6 +1,6 @@
 """A policy's features by the names and units of an arm.
 
-    observation.images.top    <-- camera "front"      by the recipe's [cameras], or by the same name
+    observation.images.top    <-- camera "front"      by the recipe's [cameras], or by the same name; `resize` resizes
     observation.state         <-- (state - offset) / scale, in the order of the recipe's [state]
     action                    --> action * scale + offset
 
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from vla_robot.core.embodiment import Dim, Embodiment, misfits
 from vla_robot.core.errors import ContractError, unknown
+from vla_robot.core.image import resize
 from vla_robot.core.messages import Image, Observation
 from vla_robot.policy.lerobot.folder import ACTION, IMAGE, STATE, PolicyFolder
 from vla_robot.policy.lerobot.processors import Range
@@ -48,7 +49,7 @@ class Features:
         cameras = {name: recipe.cameras.get(_bare(name), _bare(name)) for name in self._sources(folder)}
         problems = [
             *_unused(recipe, [_bare(name) for name in cameras]),
-            *_camera_problems(folder, cameras, arm),
+            *_camera_problems(folder, cameras, arm, recipe.resize),
             *_rate_problems(recipe, arm),
             *_number_problems("state", folder.width(STATE), recipe.state, arm.state),
             *_number_problems("action", folder.width(ACTION), recipe.action, arm.action.dims),
@@ -65,6 +66,7 @@ class Features:
                 "given in a recipe of kind 'lerobot' (docs/lerobot.md)."
             )
         self._cameras = cameras
+        self._sizes = dict(zip(cameras.values(), folder.image_sizes().values(), strict=True)) if recipe.resize else {}
         self._reads_state = folder.width(STATE) is not None
         self._history_steps = folder.earlier_steps
         self._shape = len(arm.state)
@@ -110,6 +112,8 @@ class Features:
         if camera not in observation.images:
             raise ContractError(unknown("camera", camera, observation.images))
         image: Image = observation.images[camera]
+        if camera in self._sizes:
+            image = resize(image, *self._sizes[camera])
         return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).to(torch.float32) / 255
 
     def _state_of(self, observation: Observation) -> Tensor:
@@ -187,14 +191,19 @@ def _unused(recipe: LeRobotRecipe, images: Sequence[str]) -> Iterator[str]:
             yield unknown("image of the policy", name, images).rstrip(".")
 
 
-def _camera_problems(folder: PolicyFolder, cameras: Mapping[str, str], arm: Embodiment) -> Iterator[str]:
+def _camera_problems(
+    folder: PolicyFolder, cameras: Mapping[str, str], arm: Embodiment, may_resize: bool
+) -> Iterator[str]:
     sizes = {camera.name: (camera.height, camera.width) for camera in arm.cameras}
     for (name, camera), size in zip(cameras.items(), folder.image_sizes().values(), strict=True):
         if camera not in sizes:
             yield f"{name}: {unknown('camera', camera, sizes)}".rstrip(".")
-        elif size != sizes[camera] and not folder.family.resizes:
+        elif size != sizes[camera] and not (may_resize or folder.family.resizes):
             seen = f"{sizes[camera][0]} x {sizes[camera][1]}"
-            yield f"{name} was {size[0]} x {size[1]} pixels in the training, camera '{camera}' has {seen}"
+            yield (
+                f"{name} was {size[0]} x {size[1]} pixels in the training, camera '{camera}' has {seen} "
+                "(a recipe with resize = true resizes them)"
+            )
 
 
 def _rate_problems(recipe: LeRobotRecipe, arm: Embodiment) -> Iterator[str]:
