@@ -264,6 +264,7 @@ def test_a_suite_has_a_row_and_each_of_its_tasks_a_count() -> None:
         ("base/0: lift the red cube", (1, 1)),
         ("base/1: lift the red cube", (1, 2)),
     ]
+    assert found.scores[0].in_suite("base/1: lift the red cube") == "1: lift the red cube"
 
 
 def test_a_perturbed_suite_is_compared_with_its_own_task_by_task_and_others_are_not() -> None:

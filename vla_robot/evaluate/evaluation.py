@@ -233,6 +233,10 @@ class Score:
             counts[self._task(trial)] = solved + trial.result.success, asked + 1
         return counts
 
+    def in_suite(self, task: str) -> str:
+        """Return a key of `by_task` without the suite's name: "suite/0: lift" is "0: lift"."""
+        return task.removeprefix(self.worlds[0].rpartition("/")[0] + "/")
+
     def episodes(self) -> dict[tuple[int, int], bool]:
         """Return (number of the world, seed) -> success: what an episode of another score is paired by."""
         return {(self._places[t.key.world], t.key.seed): t.result.success for t in self.trials}

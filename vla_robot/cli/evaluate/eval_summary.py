@@ -66,16 +66,16 @@ def task_tables(evaluation: Evaluation) -> Iterator[Table]:
         table = Table(box=None, pad_edge=False, header_style="dim", title=suite, title_justify="left")
         table.add_column("task", overflow="fold")
         for score in scores:
-            table.add_column(score.name, justify="right", overflow="fold")
+            table.add_column(score.name, justify="right", no_wrap=True)
         for task in dict.fromkeys(task for score in scores for task in score.by_task):
             counts = (score.by_task.get(task) for score in scores)
-            table.add_row(task, *("–" if found is None else _counted(*found) for found in counts))
+            table.add_row(scores[0].in_suite(task), *("–" if found is None else _counted(*found) for found in counts))
         yield table
 
 
 def _counted(successes: int, count: int) -> str:
     low, high = wilson_interval(successes, count)
-    return f"{successes} of {count} ({low:.0%} to {high:.0%})"
+    return f"{successes} of {count}\n{low:.0%} to {high:.0%}"
 
 
 def _numbers(score: Score) -> list[str]:
