@@ -285,6 +285,8 @@ class MetaWorldRecipe(SuiteRecipe):
 
     Attributes:
         suite: the set's name: "mt50", "mt10", "ml10_train" or "ml10_test".
+        parameters: where objects and goals are: "benchmark", in the fifty sets that the package draws once; "others" draws
+            as many other sets as there are seeds, for training data.
         shadows: the benchmark's own quality; false renders about nine times faster, without shadows, reflections and
             multisampling.
     """
@@ -293,6 +295,7 @@ class MetaWorldRecipe(SuiteRecipe):
     environment: str | None = "metaworld"
     expert: str | None = "benchmark"
     suite: str
+    parameters: Literal["benchmark", "others"] = "benchmark"
     arm: str = "Sawyer"
     rate_hz: float = 80.0
     horizon: int = METAWORLD_STEPS
@@ -315,7 +318,7 @@ class MetaWorldRecipe(SuiteRecipe):
 
     def protocol(self, seeds: range) -> str:
         departures = [*_states_short_of(seeds, METAWORLD_STATES)]
-        departures += _other_values(self, horizon=METAWORLD_STEPS, success_hold=1)
+        departures += _other_values(self, horizon=METAWORLD_STEPS, success_hold=1, parameters="benchmark")
         return (
             f"the package's: parameter sets 0 to {METAWORLD_STATES - 1} of each task, at most {METAWORLD_STEPS} steps "
             f"at 80 Hz, success at the first step that meets the goal. Departures: {'; '.join(departures) or 'none'}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,19 @@ class TestInstalled:
         outcomes = [run_episode(world, expert, seed, guard=NoLimits()) for seed in (0, 3)]
         assert [outcome.outcome for outcome in outcomes] == ["success", "success"]
 
+    def test_other_parameter_sets_are_as_many_as_seeds_repeat_and_are_none_of_the_benchmarks(
+        self, world: World
+    ) -> None:
+        def places(world: World, seeds: Iterable[int]) -> list[tuple[float, ...]]:
+            found = (world.reset(seed).privileged for seed in seeds)
+            return [(*truth["object_pos"], *truth["goal_pos"]) for truth in found]
+
+        seeds = [0, 3, 49, 50, 53, 99]
+        with spawn_world(recipe_of("metaworld_mt50/pick-place", parameters="others"), privileged=True) as other:
+            others = places(other, seeds)
+            assert places(other, reversed(seeds)) == others[::-1]
+        assert len({*others, *places(world, range(50))}) == len(seeds) + 50
+
     def test_frames_show_the_scene_the_right_way_up(self) -> None:
         """The table's white top fills the lower half; the wall behind it is darker."""
         front = dataclasses.replace(find_env("metaworld_mt50/reach").recipe.cameras[0], height=64, width=64)
@@ -111,6 +124,8 @@ def test_a_set_has_its_tasks_and_what_the_benchmark_fixes_is_refused() -> None:
         find_env("metaworld_mt10/reech")
     protocol = recipe_of("metaworld_mt10").protocol(range(10))
     assert protocol.endswith("Departures: 10 episodes of a task, 10 of its 50 initial states")
+    others = recipe_of("metaworld_mt10", parameters="others").protocol(range(50))
+    assert others.endswith("Departures: parameters others, the reference's is benchmark")
 
 
 def test_the_benchmarks_expert_needs_a_world_that_tells_its_action() -> None:

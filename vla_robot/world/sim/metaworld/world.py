@@ -27,6 +27,9 @@ from vla_robot.world.sim.sim_world import SimWorld
 PARAMETER_SEED = 42
 """Seed with which the package draws a task's fifty parameter sets."""
 
+OTHER_SEEDS = 1000
+"""First of the seeds with which other parameter sets are drawn, fifty with each."""
+
 GOAL = slice(-3, None)
 OBJECT = slice(4, 7)
 """Numbers of the package's observation of 39: the goal's and the first object's position [m]."""
@@ -51,12 +54,11 @@ class MetaWorldWorld(SimWorld[MetaWorldRecipe]):
         start_mujoco()
         self.instruction = recipe.instruction or METAWORLD_WORDS[task]
         with quiet():
-            package: Any = import_module("metaworld")
-            name = f"{task}-v3"
-            benchmark = package.MT1(name, seed=PARAMETER_SEED)  # pickles its tasks in memory, and reads them back below
-            self._env: Any = benchmark.train_classes[name]()
-            self._expert: Any = import_module("metaworld.policies").ENV_POLICY_MAP[name]()
-        self._tasks: list[Any] = benchmark.train_tasks
+            self._name = f"{task}-v3"
+            self._package: Any = import_module("metaworld")
+            self._sets: tuple[int, list[Any]] = (0, [])
+            self._env: Any = import_module("metaworld.env_dict").ALL_V3_ENVIRONMENTS[self._name]()
+            self._expert: Any = import_module("metaworld.policies").ENV_POLICY_MAP[self._name]()
         self._mujoco: Any = import_module("mujoco")
         self._model, self._data = self._env.model, self._env.data
         self._seen, self._success = np.zeros(0), False
@@ -74,9 +76,18 @@ class MetaWorldWorld(SimWorld[MetaWorldRecipe]):
 
     def _begin(self, seed: int) -> None:
         self._mujoco.mj_resetData(self._model, self._data)  # a reset alone leaves MuJoCo's warm start
-        self._env.set_task(self._tasks[seed % METAWORLD_STATES])
+        self._env.set_task(self._parameter_sets(seed)[seed % METAWORLD_STATES])
         self._seen, _ = self._env.reset()
         self._success = False
+
+    def _parameter_sets(self, seed: int) -> list[Any]:
+        """Return the fifty sets of a seed; those that were drawn last are kept."""
+        others = OTHER_SEEDS + seed // METAWORLD_STATES
+        drawn_with = PARAMETER_SEED if self._recipe.parameters == "benchmark" else others
+        if self._sets[0] != drawn_with:
+            with quiet():  # it pickles its tasks in memory, and `set_task` reads them back
+                self._sets = drawn_with, self._package.MT1(self._name, seed=drawn_with).train_tasks
+        return self._sets[1]
 
     def _execute(self, action: Vector) -> None:
         """Execute (4,) metres and 1 = open as fractions of a centimetre and an effort, +1 to close."""
