@@ -267,7 +267,9 @@ def _task_table(scores: Sequence[Score]) -> str:
         scores[0].suite or "task",
         *(", ".join([s.policy, s.language][: 1 + (s.language != "plain")]) for s in scores),
     ]
-    rows = [[escape(scores[0].in_suite(task)), *(_solved(score, task) for score in scores)] for task in _task_names(scores)]
+    rows = [
+        [escape(scores[0].in_suite(task)), *(_solved(score, task) for score in scores)] for task in _task_names(scores)
+    ]
     return f'<section class="card scroll tasks"><table class="num">{_table(map(escape, head), rows)}</table></section>'
 
 

@@ -285,8 +285,8 @@ class MetaWorldRecipe(SuiteRecipe):
 
     Attributes:
         suite: the set's name: "mt50", "mt10", "ml10_train" or "ml10_test".
-        parameters: where objects and goals are: "benchmark", in the fifty sets that the package draws once; "others" draws
-            as many other sets as there are seeds, for training data.
+        parameters: where objects and goals are: "benchmark", in the fifty sets that the package draws once; "others"
+            draws as many other sets as there are seeds, for training data.
         shadows: the benchmark's own quality; false renders about nine times faster, without shadows, reflections and
             multisampling.
     """
