@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -169,8 +170,9 @@ def build_policy(
     """
     from vla_robot.policy.wrappers import wrap_policy
 
-    policy = _connect_policy(source.recipe, embodiment, key) or _load_policy(source.recipe, env, embodiment)
-    return wrap_policy(policy, source.recipe, embodiment, rows)
+    recipe = source.recipe if rows is None else replace(source.recipe, rows=rows)
+    policy = _connect_policy(recipe, embodiment, key) or _load_policy(recipe, env, embodiment)
+    return wrap_policy(policy, recipe, embodiment)
 
 
 def build_robot_policy(

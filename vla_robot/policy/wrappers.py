@@ -9,14 +9,13 @@ from vla_robot.policy.execution_horizon import ExecutionHorizon
 from vla_robot.recipe.policy import PolicyRecipe, WeightsRecipe
 
 
-def wrap_policy(policy: Policy, recipe: PolicyRecipe, offered: Embodiment, rows: int | None = None) -> Policy:
+def wrap_policy(policy: Policy, recipe: PolicyRecipe, offered: Embodiment) -> Policy:
     """Return a policy that gets mirrored frames, the cameras and the state that it was trained with, and a horizon.
 
     Args:
         policy: as `load_policy` builds it.
         recipe: the policy's recipe.
         offered: embodiment of the arm that it is to drive.
-        rows: its execution horizon; None for the recipe's.
 
     Raises:
         ContractError: the arm lacks a camera or a state that the policy knows, or its actions mean something else.
@@ -26,5 +25,4 @@ def wrap_policy(policy: Policy, recipe: PolicyRecipe, offered: Embodiment, rows:
         policy = MirroredFrames(policy)
     if wanted is not None:
         policy = ObservationAdapter(policy, wanted, offered)
-    rows = rows or recipe.rows
-    return policy if rows is None else ExecutionHorizon(policy, rows)
+    return policy if recipe.rows is None else ExecutionHorizon(policy, recipe.rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from vla_robot.policy.lerobot.policy import LeRobotPolicy
 from vla_robot.policy.vla.heads.noise import row_seed
 from vla_robot.recipe.policy_source import find_policy
 
-from .lerobot_folders import ARM, batch_of, lerobots_own, observation
+from .lerobot_folders import ARM, batch_of, edit, lerobots_own, observation
 
 STEPS, SEED = 11, 3
 
@@ -81,3 +82,21 @@ def test_two_observations_are_read_where_they_differ(load: Callable[..., LeRobot
 
 def _with(seen: Observation, *before: Observation) -> Observation:
     return replace(seen, before=before)
+
+
+def test_rows_of_the_command_line_give_the_whole_chunk_as_rows_of_a_recipe_do(
+    folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Otherwise an answer would have `n_action_steps` actions: 2 here, and none to compare the next with."""
+    short = shutil.copytree(folder("act"), tmp_path / "act")
+    edit(short, "config.json", lambda config: config.update(n_action_steps=2))
+    (tmp_path / "mine.toml").write_text(f'kind = "lerobot"\ncheckpoint = "{short}"\nrows = 3\n')
+    answers = [
+        build_policy(find_policy(str(short)), None, ARM, rows=3),
+        build_policy(find_policy(str(tmp_path / "mine.toml")), None, ARM),
+    ]
+    for policy in answers:
+        policy.reset(SEED)
+    (here,), (there,) = (policy.act([observation(0)]) for policy in answers)
+    np.testing.assert_array_equal(here.actions, there.actions)
+    assert here.rows == there.rows == 3 < len(here.actions)
