@@ -285,7 +285,7 @@ def test_the_page_of_a_suite_shows_its_tasks_its_protocol_and_what_decides_the_s
     )  # fmt: skip
     page = write_evaluation(tmp_path, found, "vla eval --suite base").read_text()
     assert "2 tasks, 2 seeds from 1 in each" in page
-    assert "0: lift the red cube" in page and "1 of 1 <small>21 % to 100 %</small>" in page
+    assert ">0: lift the red cube<" in page and "1 of 1 <small>21 % to 100 %</small>" in page
     assert "0 of 1 <small>0 % to 79 %</small>" in page
     assert "Departures: none" in page and "<dt>base: scored with</dt><dd>mujoco 3.3.0</dd>" in page
     assert "<dt>old: settings</dt><dd>frames mirrored; 8 actions of an answer are used</dd>" in page

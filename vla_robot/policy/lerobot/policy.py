@@ -112,7 +112,10 @@ class LeRobotPolicy:
         if committed:
             batch["action"] = torch.from_numpy(self._committed(observations, committed).astype(np.float32))
         try:
-            actions = self._predict(batch, [row_seed(self._seed, o.step) for o in observations], committed, stages)
+            with torch.autocast(
+                self.device.type, enabled=self._model.config.use_amp
+            ):  # as lerobot-eval: processors too
+                actions = self._predict(batch, [row_seed(self._seed, o.step) for o in observations], committed, stages)
         except Exception as error:
             raise PolicyError(f"lerobot's policy failed: {in_words(error)}.") from error
         if not np.isfinite(actions).all():
@@ -132,11 +135,6 @@ class LeRobotPolicy:
 
     @torch.no_grad()
     def _predict(self, batch: dict[str, Any], seeds: Sequence[int], committed: int, stages: StageTimer) -> Rows:
-        """Return (B, K, D) actions in the policy's units, in mixed precision where the folder's `use_amp` says so."""
-        with torch.autocast(self.device.type, enabled=self._model.config.use_amp):  # processors too, as in lerobot-eval
-            return self._predict_here(batch, seeds, committed, stages)
-
-    def _predict_here(self, batch: dict[str, Any], seeds: Sequence[int], committed: int, stages: StageTimer) -> Rows:
         """Return (B, K, D) actions in the policy's units."""
         batch = self._before(batch)
         options: dict[str, Any] = {}

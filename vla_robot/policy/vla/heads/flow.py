@@ -156,10 +156,7 @@ class FlowHead(nn.Module):
         elif s.rtc == GUIDANCE:
             actions = self._guided(seen, noise, plan)
         else:
-            actions = self._behind_prefix(seen, noise, plan)
-            is_beyond = plan.committed > self.longest_prefix  # a longer delay than any of the training
-            if is_beyond.any():
-                actions = torch.where(is_beyond[:, None, None], self._guided(seen, noise, plan), actions)
+            actions = self._by_prefix(seen, noise, plan)
         return actions.clamp(-1.0, 1.0)
 
     def _guided(self, seen: _Seen, noise: Tensor, plan: Plan[Tensor]) -> Tensor:
@@ -170,6 +167,16 @@ class FlowHead(nn.Module):
             return guided(lambda y, at: self._at(seen, y, at), x, time, plan.actions, weights, s.largest, s.jacobian)
 
         return integrate(velocity, noise, s.steps)
+
+    def _by_prefix(self, seen: _Seen, noise: Tensor, plan: Plan[Tensor]) -> Tensor:
+        """Answer behind the committed actions; guide the rows that have more of them than any of the training."""
+        is_beyond = plan.committed > self.longest_prefix
+        if is_beyond.all():
+            return self._guided(seen, noise, plan)
+        actions = self._behind_prefix(seen, noise, plan)
+        if not is_beyond.any():
+            return actions
+        return torch.where(is_beyond[:, None, None], self._guided(seen, noise, plan), actions)
 
     def _behind_prefix(self, seen: _Seen, noise: Tensor, plan: Plan[Tensor]) -> Tensor:
         is_given = torch.arange(self.chunk, device=noise.device) < plan.committed[:, None]
