@@ -24,6 +24,7 @@ class Recording(SeededEpisodes):
         save: which episodes are stored; by default all when there is a driver, and successful ones otherwise.
         also_ask: other instructions. Each frame also gets a label for each of them, as episodes of their own: the same
             picture with other instructions and actions teaches a policy to follow the instruction.
+        tasks: of a suite, the tasks that are recorded; without it, all of them.
     """
 
     source: str = "expert"
@@ -33,6 +34,7 @@ class Recording(SeededEpisodes):
     seed: int = 0
     save: Literal["all", "success"] | None = None
     also_ask: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()

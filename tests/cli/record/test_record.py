@@ -93,6 +93,19 @@ def test_a_suite_is_recorded_task_by_task() -> None:
     assert [build.env.recipe.task for build in builds] == list(map(str, range(10)))  # type: ignore[attr-defined]
 
 
+def test_a_recording_of_a_suite_names_its_tasks() -> None:
+    recording = Recording(tasks=("7", "2"))
+    builds = record._builds(find_env("libero_object"), DatasetRecipe("libero_object", (recording,)), recording, None)
+    assert [build.env.name for build in builds] == ["libero_object/2", "libero_object/7"]
+
+
+@pytest.mark.parametrize(("env", "has"), [("metaworld_mt10", "reach, push, pick-place"), ("lift", "no tasks")])
+def test_tasks_that_a_world_does_not_have_are_refused(env: str, has: str) -> None:
+    recording = Recording(tasks=("reech",))
+    with pytest.raises(RecipeError, match=rf"reech: not of '{env}'; it has {has}"):
+        record._builds(find_env(env), DatasetRecipe(env, (recording,)), recording, None)
+
+
 def test_a_dataset_recipe_records_all_its_parts(env: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "mine.toml"
     recipe.write_text(RECIPE.format(env=env))

@@ -245,7 +245,18 @@ def _builds(worlds: EnvSource, recipe: DatasetRecipe, recording: Recording, devi
         also_ask=recording.also_ask,
         device=device,
     )
-    return [replace(build, env=task) for task in worlds.tasks()]
+    return [replace(build, env=task) for task in _tasks(worlds, recording)]
+
+
+def _tasks(worlds: EnvSource, recording: Recording) -> list[EnvSource]:
+    """Return the tasks that a recording names, in the suite's order; all of them if it names none."""
+    known = worlds.tasks()
+    if unknown := set(recording.tasks) - {task.chosen for task in known}:
+        raise RecipeError(
+            f"tasks: {', '.join(sorted(unknown))}: not of '{worlds.name}'; it has "
+            f"{', '.join(task.chosen for task in known if task.chosen) or 'no tasks'}."
+        )
+    return [task for task in known if not recording.tasks or task.chosen in recording.tasks]
 
 
 def _news(out: Path, session: Session, writer: LeRobotWriter, elapsed_s: float) -> str:
