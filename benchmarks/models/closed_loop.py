@@ -1,9 +1,9 @@
 """Policies that lift cubes, side by side in closed loop: success, wrong cube, size, time of inference and of training.
 
     python -m benchmarks.models.closed_loop --out runs/nanos
-    python -m benchmarks.models.closed_loop --policies data/nano_l1/final --rows 1 4 8 --out runs/heads
+    python -m benchmarks.models.closed_loop --policies data/nano_l1/final --rows 1 4 8 --worlds lift --out runs/heads
 
-`vla eval` scores both worlds on seeds that no training used, the same for every policy; after an interruption the same
+`vla eval` scores each world on seeds that no training used, the same for every policy; after an interruption the same
 command goes on. Then the policies infer in turns, one observation of Lift at a time, met while the first one drives;
 their error there is the mean absolute difference to the scripted expert's action.
 """
@@ -14,14 +14,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
 from rich.table import Table
 
 from benchmarks.models.inference_times import ours
-from benchmarks.models.scores import WORLDS, Score, driven, error_to, labels, loaded, scored, trained_s
+from benchmarks.models.scores import Score, driven, error_to, labels, loaded, scored, trained_s
 from benchmarks.models.turns import Timing, take_turns
 from vla_robot.cli.common.cli_common import option
 from vla_robot.cli.common.json_out import write_json
@@ -43,6 +43,10 @@ class ClosedLoopArgs:
     """policies with weights, by name or path, e.g. data/nano_l1/final"""
     rows: Annotated[tuple[int, ...], option("N ...")] = ()
     """execution horizons of the policies that answer several actions; by default each recipe's own"""
+    worlds: Annotated[tuple[Literal["lift", "lift_colour"], ...], option("WORLD ...")] = ("lift", "lift_colour")
+    """worlds in which the policies are scored: those that their data know"""
+    episodes: Annotated[int | None, option("N")] = None
+    """episodes in each world; by default 50 of lift and 60 of lift_colour"""
     rounds: Annotated[int, option("N")] = 60
     """timed inferences of each policy"""
     workers: Annotated[int, option("N")] = 2
@@ -51,8 +55,8 @@ class ClosedLoopArgs:
     """also write the results to this file as JSON"""
 
     def __post_init__(self) -> None:
-        if min((*self.rows, self.rounds, self.workers)) < 1:
-            raise RecipeError("--rows, --rounds and --workers take numbers from 1 on.")
+        if min((*self.rows, self.rounds, self.workers, 1 if self.episodes is None else self.episodes)) < 1:
+            raise RecipeError("--rows, --episodes, --rounds and --workers take numbers from 1 on.")
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,8 @@ def main(args: ClosedLoopArgs) -> int:
     policies = {label: loaded(name) for label, name in names.items()}
     scores = {
         (label, horizon): {
-            world: scored(names[label], label, world, args.out, args.workers, horizon) for world in WORLDS
+            world: scored(names[label], label, world, args.out, args.workers, horizon, args.episodes)
+            for world in args.worlds
         }
         for label, policy in policies.items()
         for horizon in horizons(policy.model.config.chunk, args.rows)
@@ -102,7 +107,7 @@ def main(args: ClosedLoopArgs) -> int:
         label: measured_of(policies[label], timing, error_to(policies[label], scenes, wanted), trained_s(names[label]))
         for label, timing in timings.items()
     }
-    Terminal().print(_table(scores, measured))
+    Terminal().print(_table(args.worlds, scores, measured))
     if args.json:
         write_json(args.json, "closed_loop", rows(scores, measured))
     return 0
@@ -143,8 +148,8 @@ def rows(scores: Scores, measured: Mapping[str, Measured]) -> list[dict[str, Any
     return result
 
 
-def _table(scores: Scores, measured: Mapping[str, Measured]) -> Table:
-    columns = ("policy", "chunk", "executed", *WORLDS, "wrong cube", "parameters", "tokens", "ms, median", "passes")
+def _table(worlds: Sequence[str], scores: Scores, measured: Mapping[str, Measured]) -> Table:
+    columns = ("policy", "chunk", "executed", *worlds, "wrong cube", "parameters", "tokens", "ms, median", "passes")
     table = Table(*columns, "error", "training, CPU", box=None, pad_edge=False, header_style="dim")
     for (label, horizon), by_world in scores.items():
         m = measured[label]

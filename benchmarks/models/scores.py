@@ -61,7 +61,15 @@ def labels(policies: Sequence[str]) -> dict[str, str]:
     return dict(named)
 
 
-def scored(policy: str, label: str, world: str, out: Path, workers: int, horizon: int | None = None) -> Score:
+def scored(
+    policy: str,
+    label: str,
+    world: str,
+    out: Path,
+    workers: int,
+    horizon: int | None = None,
+    episodes: int | None = None,
+) -> Score:
     """Let `vla eval` score a policy in a world.
 
     Args:
@@ -71,14 +79,15 @@ def scored(policy: str, label: str, world: str, out: Path, workers: int, horizon
         out: folder of all evaluations.
         workers: worlds in parallel.
         horizon: actions of an answer that are executed before the next; None for the recipe's.
+        episodes: number of episodes; None for the world's in WORLDS.
 
     Raises:
         RecipeError: the evaluation failed.
     """
-    episodes, seed = WORLDS[world]
+    number, seed = WORLDS[world]
     name = label if horizon is None else f"{label}-rows-{horizon}"
     result = out / world / f"{name}.json"
-    options = {"--episodes": episodes, "--seed": seed, "--workers": workers, "--videos": "none"}
+    options = {"--episodes": episodes or number, "--seed": seed, "--workers": workers, "--videos": "none"}
     options |= {} if horizon is None else {"--rows": horizon}
     where = ("--out", str(out / world / name), "--json", str(result))
     said = (str(part) for pair in options.items() for part in pair)

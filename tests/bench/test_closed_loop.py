@@ -111,3 +111,22 @@ def test_horizons_are_those_that_a_policy_has_actions_for() -> None:
     assert closed_loop.horizons(1, (1, 4)) == [None]
     with pytest.raises(RecipeError, match="from 1 on"):
         ClosedLoopArgs(Path("out"), rows=(0,))
+    with pytest.raises(RecipeError, match="--episodes"):
+        ClosedLoopArgs(Path("out"), episodes=0)
+
+
+def test_one_world_and_a_number_of_episodes_are_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[tuple[str, int | None]]()
+
+    def counted(*args: Any) -> Score:
+        asked.append((args[2], args[6]))
+        return Score(3, 2, 0)
+
+    monkeypatch.setattr(closed_loop, "scored", counted)
+    table = tmp_path / "table.json"
+    args = ClosedLoopArgs(tmp_path, ("openvla_nano",), worlds=("lift",), episodes=3, rounds=2, workers=1, json=table)
+    assert closed_loop.main(args) == 0
+    assert asked == [("lift", 3)]
+    names = {row["name"] for row in json.loads(table.read_text())["rows"]}
+    assert "openvla_nano/lift/successes" in names
+    assert not any("lift_colour" in name for name in names)
