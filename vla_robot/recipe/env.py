@@ -210,6 +210,12 @@ def _states_short_of(seeds: range, states: int) -> Iterator[str]:
         yield f"{len(seeds)} episodes of a task, {len(found)} of its {states} initial states"
 
 
+def _frame(camera: CameraRecipe) -> str:
+    """Return a camera's name, what it shows, and its size in pixels."""
+    shows = camera.source or f"placed at {', '.join(f'{x:g}' for x in camera.pos or ())} m"
+    return f"{camera.name} ({shows}) of {camera.width} x {camera.height} px"
+
+
 def _other_values(recipe: SuiteRecipe, **references: object) -> Iterator[str]:
     """Yield a departure for each key that has another value than the protocol's."""
     for name, reference in references.items():
@@ -319,9 +325,11 @@ class MetaWorldRecipe(SuiteRecipe):
     def protocol(self, seeds: range) -> str:
         departures = [*_states_short_of(seeds, METAWORLD_STATES)]
         departures += _other_values(self, horizon=METAWORLD_STEPS, success_hold=1, parameters="benchmark")
+        shading = "" if self.shadows else ", without shadows, reflections and multisampling"
         return (
             f"the package's: parameter sets 0 to {METAWORLD_STATES - 1} of each task, at most {METAWORLD_STEPS} steps "
-            f"at 80 Hz, success at the first step that meets the goal. Departures: {'; '.join(departures) or 'none'}"
+            f"at 80 Hz, success at the first step that meets the goal. Frames, which it does not prescribe: "
+            f"{', '.join(map(_frame, self.cameras))}{shading}. Departures: {'; '.join(departures) or 'none'}"
         )
 
 
