@@ -329,7 +329,7 @@ class MetaWorldRecipe(SuiteRecipe):
         return (
             f"the package's: parameter sets 0 to {METAWORLD_STATES - 1} of each task, at most {METAWORLD_STEPS} steps "
             f"at 80 Hz, success at the first step that meets the goal. Frames, which it does not prescribe: "
-            f"{', '.join(map(_frame, self.cameras))}{shading}. Departures: {'; '.join(departures) or 'none'}"
+            f"{', '.join(map(_frame, self.cameras)) or 'none'}{shading}. Departures: {'; '.join(departures) or 'none'}"
         )
 
 

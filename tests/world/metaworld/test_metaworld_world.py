@@ -124,12 +124,19 @@ def test_a_set_has_its_tasks_and_what_the_benchmark_fixes_is_refused() -> None:
         find_env("metaworld_mt10/reech")
     protocol = recipe_of("metaworld_mt10").protocol(range(10))
     assert protocol.endswith("Departures: 10 episodes of a task, 10 of its 50 initial states")
-    assert "front (corner2) of 224 x 224 px, wrist (gripperPOV) of 224 x 224 px. Dep" in protocol
-    small = recipe_of("metaworld_mt10_small").protocol(range(50))
-    assert "front (placed at 0.75, 0.075, 0.7 m) of 112 x 112 px, wrist" in small
-    assert small.endswith("px, without shadows, reflections and multisampling. Departures: none")
     others = recipe_of("metaworld_mt10", parameters="others").protocol(range(50))
     assert others.endswith("Departures: parameters others, the reference's is benchmark")
+
+
+def test_the_protocol_names_the_frames_which_the_package_leaves_open() -> None:
+    whole, small = (find_env(name).recipe for name in ("metaworld_mt10", "metaworld_mt10_small"))
+    assert isinstance(whole, MetaWorldRecipe)
+    assert isinstance(small, MetaWorldRecipe)
+    frames = "Frames, which it does not prescribe: front (corner2) of 224 x 224 px, wrist (gripperPOV) of 224 x 224 px."
+    assert frames in whole.protocol(range(50))
+    protocol = small.protocol(range(50))
+    assert "front (placed at 0.75, 0.075, 0.7 m) of 112 x 112 px, wrist" in protocol
+    assert protocol.endswith("px, without shadows, reflections and multisampling. Departures: none")
 
 
 def test_the_benchmarks_expert_needs_a_world_that_tells_its_action() -> None:
