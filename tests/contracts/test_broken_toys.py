@@ -147,6 +147,11 @@ def _look_steps(world: Any, seen: Observation) -> Observation:
     return seen
 
 
+def _moves_on(world: Any, result: Any) -> Any:
+    world.x += 0.01
+    return result
+
+
 def _paint(observation: Observation) -> float:
     observation.images["front"][:] += 1
     return 0.0
@@ -191,6 +196,7 @@ BROKEN: dict[str, dict[str, Callable[[], Any]]] = {
         "refuses_seed": instead(ToyWorld, reset=lambda self, seed: ToyWorld.reset(self, abs(seed))),
         "repeats": unrepeatable,
         "looks": after(ToyWorld, "look", _look_steps),
+        "leaves_out": after(ToyWorld, "step_without_frames", _moves_on),
         "times": instead(ToyWorld, last_stages_ms={"render": -1.0}),
         "closes": instead(ToyWorld, close=lambda self: None),
     },

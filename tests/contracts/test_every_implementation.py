@@ -60,6 +60,7 @@ SUITES: dict[str, tuple[str, tuple[Iterable[str], ...]]] = {
     "SharesControl": TELEOPERATORS,
     "Sticks": TELEOPERATORS,
     "StoppableRobot": ROBOTS,
+    "StepsWithoutFrames": WORLDS,
     "Streamed": ARMS,
     "TaskRunner": RUNNERS,
     "TeleopDevice": TELEOPERATORS,

@@ -14,7 +14,7 @@ from libero_environment import needs_libero, needs_metaworld
 from vla_robot.core.clock import MonotonicClock
 from vla_robot.core.errors import ContractError, VlaError
 from vla_robot.core.messages import Observation, Vector
-from vla_robot.core.ports import VisibleWorld, World
+from vla_robot.core.ports import StepsWithoutFrames, VisibleWorld, World
 from vla_robot.evaluate.eval_wrappers import InstructedWorld, ReplaceableWorld
 from vla_robot.recipe import dump, read
 from vla_robot.recipe.env import EnvRecipe
@@ -159,6 +159,34 @@ def test_a_seed_gives_the_same_bytes_whatever_ran_before(world: World) -> None:
     for seed in (1, 2, 3):
         episode(world, seed)
     assert content(episode(world, seed=5)) == first
+
+
+def test_frames_that_are_left_out_change_nothing(world: World) -> None:
+    shown = episode(world, seed=5, steps=5)
+    assert isinstance(world, StepsWithoutFrames)
+    world.reset(5)
+    for move, expected in zip(MOVES[:5], shown[1:], strict=True):
+        left_out = expected.step not in (3, 5)
+        step = world.step_without_frames if left_out else world.step
+        observation = step(fitting(move, world)).observation
+        if left_out:
+            assert observation.images == {}
+            np.testing.assert_array_equal(observation.state, expected.state)
+        else:
+            assert content([observation]) == content([expected])
+
+
+def test_a_look_after_a_step_without_frames_shows_the_present(kind: str, tmp_path: Path) -> None:
+    recipe, build = KINDS[kind]
+    with build(recipe, False, tmp_path) as world:
+        if not isinstance(world, VisibleWorld):
+            pytest.skip("it cannot be observed between its steps")
+        assert isinstance(world, StepsWithoutFrames)
+        world.reset(5)
+        world.step_without_frames(fitting(MOVES[0], world))
+        before, after = world.look(), world.look()
+        assert content([before]) == content([after])
+        assert set(before.images) == {camera.name for camera in world.embodiment.cameras}
 
 
 def test_two_seeds_begin_differently(kind: str, tmp_path: Path) -> None:

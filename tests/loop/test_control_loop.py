@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,11 +10,14 @@ import pytest
 
 from vla_robot.core.clock import NS_PER_MS, FakeClock
 from vla_robot.core.errors import PolicyError, SessionError, WorldError
+from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.core.ports import Guard
+from vla_robot.core.ports.wrapped_policy import WrappedPolicy
 from vla_robot.loop.control_loop import run_episode
 from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, Event, StepDone, StepsLost, Subscriber
 from vla_robot.loop.timing import TOTAL, WORLD_STEP
 from vla_robot.policy.execution_horizon import ExecutionHorizon
+from vla_robot.testing import FunctionPolicy
 
 Make = Callable[..., Any]
 
@@ -30,11 +33,49 @@ def steps_into(events: list[StepDone]) -> Subscriber:
     return lambda event: events.append(event) if isinstance(event, StepDone) else None
 
 
+def chunks_of(rows: int) -> FunctionPolicy:
+    """A policy that gives several actions an answer."""
+    return FunctionPolicy(lambda observation: np.tile([0.01, 1.0], (rows, 1)))
+
+
+class Remembering(WrappedPolicy):
+    """A policy that also reads the two observations before the present one."""
+
+    @property
+    def history_steps(self) -> int:
+        return 2
+
+    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        return self._policy.act(observations)
+
+
 def test_it_resets_both_then_asks_guards_and_acts(make_world: Make, make_policy: Make, run: Make) -> None:
     calls: list[str] = []
     world, policy = make_world(succeed_at=2, calls=calls), make_policy(calls=calls)
     run(world, policy)
     assert calls == ["policy.reset(7)", "world.reset(7)", *["policy.act", "world.step"] * 2]
+
+
+@pytest.mark.parametrize(("rows", "left_out"), [(1, []), (3, [1, 2, 4, 5, 7, 8, 10]), (20, [*range(1, 11)])])
+def test_only_what_the_policy_is_shown_is_rendered(rows: int, left_out: list[int], make_world: Make, run: Make) -> None:
+    world, policy = make_world(succeed_at=None, horizon=10), chunks_of(rows)
+    assert run(world, policy, every_frame=False).steps == 10
+    assert world.without_frames == left_out
+    assert all(observation.images for observation in policy.saw)
+
+
+def test_an_execution_horizon_is_shown_a_frame_when_it_ends(make_world: Make, run: Make) -> None:
+    world, policy = make_world(succeed_at=None, horizon=6), chunks_of(8)
+    run(world, ExecutionHorizon(policy, 2), every_frame=False)
+    assert world.without_frames == [1, 3, 5]
+    assert all(observation.images for observation in policy.saw)
+
+
+def test_every_frame_is_rendered_for_subscribers_and_for_a_policy_with_a_memory(make_world: Make, run: Make) -> None:
+    shown, remembering = make_world(succeed_at=None, horizon=6), make_world(succeed_at=None, horizon=6)
+    run(shown, chunks_of(3))
+    run(remembering, Remembering(chunks_of(3)), every_frame=False)
+    assert shown.without_frames == remembering.without_frames == []
 
 
 def test_it_ends_as_success_when_the_world_says_so(make_world: Make, make_policy: Make, run: Make) -> None:

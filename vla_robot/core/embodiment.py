@@ -133,6 +133,10 @@ class Embodiment:
         for name, image in observation.images.items():
             if image.dtype != np.uint8:
                 raise ContractError(f"camera '{name}' gave {image.dtype}, expected uint8 RGB.")
+        self.check_state(observation)
+
+    def check_state(self, observation: Observation) -> None:
+        """Raise ContractError unless the observation has exactly this state."""
         if observation.state.shape != (len(self.state),):
             raise ContractError(
                 f"state has shape {observation.state.shape}, but '{self.name}' has {len(self.state)} dimensions."

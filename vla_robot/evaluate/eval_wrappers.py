@@ -10,6 +10,7 @@ from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import TransportError, WorldError
 from vla_robot.core.messages import Observation, StepResult, Vector
 from vla_robot.core.ports import ReportsStages, World
+from vla_robot.core.ports.wrapped_world import step_without_frames
 from vla_robot.evaluate.instruction_variants import Words
 
 RAISED_M = 0.015
@@ -50,12 +51,17 @@ class InstructedWorld:
         return self._told(observation)
 
     def step(self, action: Vector) -> StepResult:
-        result = self._world.step(action)
-        self.raised = self._highest(_heights_m(result.observation))
-        return replace(result, observation=self._told(result.observation))
+        return self._noted(self._world.step(action))
+
+    def step_without_frames(self, action: Vector) -> StepResult:
+        return self._noted(step_without_frames(self._world, action))
 
     def close(self) -> None:
         self._world.close()
+
+    def _noted(self, result: StepResult) -> StepResult:
+        self.raised = self._highest(_heights_m(result.observation))
+        return replace(result, observation=self._told(result.observation))
 
     def _told(self, observation: Observation) -> Observation:
         return replace(observation, instruction=self.instruction)
@@ -115,14 +121,21 @@ class ReplaceableWorld:
             return self.open().reset(seed)
 
     def step(self, action: Vector) -> StepResult:
-        if self._world is None:
-            raise WorldError("the world has failed; reset opens a new one.")
         with self._lifetime():
-            return self._world.step(action)
+            return self._present().step(action)
+
+    def step_without_frames(self, action: Vector) -> StepResult:
+        with self._lifetime():
+            return step_without_frames(self._present(), action)
 
     def close(self) -> None:
         self._closed = True
         self._bury()
+
+    def _present(self) -> World:
+        if self._world is None:
+            raise WorldError("the world has failed; reset opens a new one.")
+        return self._world
 
     @contextmanager
     def _lifetime(self) -> Iterator[None]:

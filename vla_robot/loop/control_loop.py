@@ -13,6 +13,7 @@ from vla_robot.core.clock import NS_PER_S, Clock, MonotonicClock, Ticker
 from vla_robot.core.errors import NoActionYetError, PolicyError, SessionError
 from vla_robot.core.messages import ActionChunk, Observation, StepResult
 from vla_robot.core.ports import Guard, Policy, World
+from vla_robot.core.ports.wrapped_world import step_without_frames
 from vla_robot.loop.chunk_gap import ChunkGapMeter
 from vla_robot.loop.episode_stats import EpisodeStats
 from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, Event, StepDone, Subscriber
@@ -52,6 +53,7 @@ def run_episode(
     clock: Clock | None = None,
     rate_hz: float | None = None,
     should_stop: Callable[[], bool] = always_false,
+    every_frame: bool = True,
 ) -> EpisodeResult:
     """Run the policy in the world until the world ends the episode.
 
@@ -69,12 +71,15 @@ def run_episode(
         clock: the clock that stamps the world's observations.
         rate_hz: control steps per second; None runs as fast as possible, for a simulation.
         should_stop: called before each step; True ends the episode as "stopped".
+        every_frame: the subscribers read the frames of every step. Otherwise a world that can leave frames out renders
+            only those that the policy is shown: of a chunk of 16 actions, the first step's.
     """
     clock = clock or MonotonicClock()
     policy.reset(seed)
     observation = world.reset(seed)
     stats, pace, history = EpisodeStats(clock, world.embodiment), _Pace(clock, rate_hz), History(policy)
     gaps = ChunkGapMeter(policy, world.embodiment.action)
+    every_frame = every_frame or history.is_kept
     pace.watch.received(observation, world)
     notify(subscribers, EpisodeStarted(seed, observation))
     chunk: ActionChunk | None = None
@@ -93,7 +98,8 @@ def run_episode(
             wanted = chunk.actions[observation.step - chunk.step]
             commanded, clamps = guard.check(wanted)
             pace.watch.lap("guard")
-            result = world.step(commanded)
+            is_shown = every_frame or not chunk.lasts(observation.step + 1)
+            result = world.step(commanded) if is_shown else step_without_frames(world, commanded)
             stages_ms = pace.watch.commanded(result)
             pace.watch.received(result.observation, world)
             clamps += result.clamps

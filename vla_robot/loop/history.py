@@ -16,6 +16,11 @@ class History:
         steps = policy.history_steps if isinstance(policy, ReadsHistory) else 0
         self._seen: deque[Observation] = deque(maxlen=steps)
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether the policy reads earlier observations."""
+        return self._seen.maxlen != 0
+
     def add(self, observation: Observation) -> None:
         """Note that a newer observation than this one came."""
         self._seen.append(observation)

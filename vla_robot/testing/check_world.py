@@ -8,7 +8,7 @@ import numpy as np
 
 from vla_robot.core.errors import ContractError, VlaError
 from vla_robot.core.messages import Observation, StepResult
-from vla_robot.core.ports import VisibleWorld, World
+from vla_robot.core.ports import StepsWithoutFrames, VisibleWorld, World
 from vla_robot.testing.contract import (
     FITS,
     INSTRUCTS,
@@ -81,6 +81,10 @@ CONTRACT = Contract(
             "look gives the present state and step under a newer stamp, and changes nothing.",
             "Render without stepping the simulation, and leave the step counter alone.",
         ),
+        "leaves_out": Sentence(
+            "step_without_frames moves as step does: the next step with frames gives the same observation.",
+            "Let both execute the action by the same code, and leave out the rendering alone.",
+        ),
         "times": TIMES,
         "closes": Sentence(
             "close may be called twice; after it, reset and step raise a VlaError.",
@@ -115,6 +119,8 @@ def check_world(make_world: Callable[[], World], *, seed: int = 1, steps: int = 
             _check_repeats(world, seed, seen)
         if simulated and isinstance(world, VisibleWorld):
             _check_looks(world, seed, seen)
+        if simulated and isinstance(world, StepsWithoutFrames):
+            _check_without_frames(world, seed, seen)
         _check_refusals(world, seed, seen if simulated else [])
         world.close()
         for call, what in ((lambda: world.reset(seed), "reset"), (lambda: world.step(np.zeros(1)), "step")):
@@ -214,3 +220,14 @@ def _check_looks(world: VisibleWorld, seed: int, seen: list[Observation]) -> Non
         CONTRACT.require(_newest_ns(look) > _newest_ns(observation), "looks", "a stamp that is not newer")
         observation = world.step(small_action(world.embodiment, observation.state)).observation
         CONTRACT.require(content(observation) == content(expected), "looks", "an episode that the looks changed")
+
+
+def _check_without_frames(world: StepsWithoutFrames, seed: int, seen: list[Observation]) -> None:
+    observation, last = world.reset(seed), seen[-1].step
+    for expected in seen[1:]:
+        step = world.step if expected.step == last else world.step_without_frames
+        observation = step(small_action(world.embodiment, observation.state)).observation
+        same = np.array_equal(observation.state, expected.state) and observation.step == expected.step
+        CONTRACT.require(same, "leaves_out", f"another state at step {expected.step}, or step {observation.step}")
+    same = content(observation) == content(seen[-1])
+    CONTRACT.require(same, "leaves_out", f"another observation at step {last}, after steps without frames")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from vla_robot.testing.embodiments import grey_frames, toy_embodiment
 
 @dataclass
 class ToyWorld:
-    """A point on a line; each step adds the action's first number to x. A `VisibleWorld`.
+    """A point on a line; each step adds the action's first number to x. A `VisibleWorld` that `StepsWithoutFrames`.
 
     Attributes:
         clock: clock of the observations. A FakeClock advances by the durations of each step's parts.
@@ -36,6 +36,7 @@ class ToyWorld:
         send_ms, step_ms, render_ms: durations on a FakeClock before the command, after it, and for the frames [ms].
         seeds: seed of every reset.
         actions: action of every step since the world was built.
+        without_frames: number, since reset, of each step whose frames were left out.
         x, at_step: the point's position, and the number of steps since reset.
     """
 
@@ -56,6 +57,7 @@ class ToyWorld:
     render_ms: float = 16.0
     seeds: list[int] = field(default_factory=list[int])
     actions: list[Vector] = field(default_factory=list[Vector])
+    without_frames: list[int] = field(default_factory=list[int])
     closed: bool = False
     seed: int = 0
     x: float = 0.0
@@ -86,6 +88,11 @@ class ToyWorld:
             truncated=self.horizon is not None and self.at_step >= self.horizon,
             command_ns=command_ns,
         )
+
+    def step_without_frames(self, action: Vector) -> StepResult:
+        result = self.step(action)
+        self.without_frames.append(self.at_step)
+        return replace(result, observation=replace(result.observation, images={}))
 
     def look(self) -> Observation:
         self._require_open()

@@ -217,7 +217,7 @@ def test_another_protocol_is_refused_with_both_versions(
 
 
 def test_without_a_hello_nothing_moves(raw: RawClient, toy: Any) -> None:
-    answer = raw.say("step", 1, action=ACTION)
+    answer = raw.say("step", 1, action=ACTION, frames=True)
     assert (answer.kind, answer.body["error"]) == ("error", "TransportError")
     assert "send hello first" in answer.body["message"]
     assert toy.steps == 0
@@ -225,8 +225,8 @@ def test_without_a_hello_nothing_moves(raw: RawClient, toy: Any) -> None:
 
 @pytest.mark.parametrize("seq", [0, 1, 4, 5])
 def test_a_replayed_or_reordered_step_moves_nothing(friend: RawClient, toy: Any, seq: int) -> None:
-    assert friend.say("step", 5, action=ACTION).kind == "ok"
-    answer = friend.say("step", seq, action=ACTION)
+    assert friend.say("step", 5, action=ACTION, frames=True).kind == "ok"
+    answer = friend.say("step", seq, action=ACTION, frames=True)
     assert answer.kind == "error"
     assert f"request {seq} came after request 5" in answer.body["message"]
     assert toy.steps == 1
@@ -242,6 +242,8 @@ def test_a_replayed_or_reordered_step_moves_nothing(friend: RawClient, toy: Any,
         ({"action": np.zeros(3)}, "ContractError"),
         ({"action": np.array([np.nan, 0.0])}, "ContractError"),
         ({"action": np.array([0.0, np.inf])}, "ContractError"),
+        ({"action": ACTION}, "TransportError"),
+        ({"action": ACTION, "frames": 1}, "TransportError"),
     ],
 )
 def test_a_forged_action_is_refused_by_the_server_and_moves_nothing(
@@ -250,7 +252,7 @@ def test_a_forged_action_is_refused_by_the_server_and_moves_nothing(
     answer = friend.say("step", 2, **body)
     assert (answer.kind, answer.body["error"]) == ("error", error)
     assert toy.steps == 0
-    assert friend.say("step", 3, action=ACTION).kind == "ok"
+    assert friend.say("step", 3, action=ACTION, frames=True).kind == "ok"
 
 
 def test_an_unknown_request_is_answered_with_the_nearest(friend: RawClient) -> None:

@@ -80,7 +80,7 @@ class EvaluateArgs:
     """with --cluster, copies of each policy with weights, on a GPU each if the cluster has some"""
     videos: Videos = "failures"
     """which episodes get a video; "failures" also gives three successes of each world; with "none", worlds render
-    nothing for policies that do not look, such as expert, hold and random"""
+    only what the policy is shown: one step of a chunk, and nothing for expert, hold and random"""
     out: Annotated[Path | None, option("FOLDER")] = None
     """folder of report, videos and finished episodes; by default a new one, runs/eval-<time>"""
     json: Annotated[Path | None, option("FILE")] = None

@@ -13,7 +13,7 @@ from vla_robot.core.ports.policy import AnswersQuestions, MeasuresChunkGap, Poli
 from vla_robot.core.ports.robot import ReportsStatus, Robot, StoppableRobot
 from vla_robot.core.ports.tasks import PlacedObject, SharedObject, TaskRunner, Workers
 from vla_robot.core.ports.teleoperator import Kinematics, LeaderArm, SharesControl, Teleoperator
-from vla_robot.core.ports.world import OutlinesObjects, ReportsStages, VisibleWorld, World
+from vla_robot.core.ports.world import OutlinesObjects, ReportsStages, StepsWithoutFrames, VisibleWorld, World
 
 __all__ = [
     "ActionCodec",
@@ -38,6 +38,7 @@ __all__ = [
     "Robot",
     "SharedObject",
     "SharesControl",
+    "StepsWithoutFrames",
     "StoppableRobot",
     "Streamed",
     "TaskRunner",

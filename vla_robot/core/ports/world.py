@@ -54,6 +54,15 @@ class VisibleWorld(World, Protocol):
 
 
 @runtime_checkable
+class StepsWithoutFrames(World, Protocol):
+    """A world that can leave out the frames of a step: rendering takes most of a simulation's time."""
+
+    def step_without_frames(self, action: Vector) -> StepResult:
+        """Execute one control step as `step` does, and return an observation whose `images` may be empty."""
+        ...
+
+
+@runtime_checkable
 class OutlinesObjects(World, Protocol):
     """A simulated world that says where its cameras see its movable objects."""
 

@@ -96,6 +96,19 @@ class RemoteWorld(Closeable):
             ContractError: the action has a wrong shape or a number that is not finite. The world did not move.
             TransportError: no answer came in time. Whether the world moved is unknown: `reset` before the next step.
         """
+        return self._stepped(action, frames=True)
+
+    def step_without_frames(self, action: Vector) -> StepResult:
+        return self._stepped(action, frames=False)
+
+    def close(self) -> None:
+        """Disconnect, so that another client can have the world."""
+        # A server that is busy or gone is not waited for: it notices that the connection ended.
+        with contextlib.suppress(TransportError):
+            self._request("close", {}, CLOSE_TIMEOUT_S)
+        self._requests.close()
+
+    def _stepped(self, action: Vector, frames: bool) -> StepResult:
         if self._unsure:
             raise TransportError(
                 "an earlier step got no answer, so it is unknown whether the world moved. "
@@ -104,24 +117,17 @@ class RemoteWorld(Closeable):
         values = require_action(action, self.embodiment.action)
         sent_ns = self._clock.now_ns()
         self._unsure = True
-        message = self._exchange("step", {"action": values}, self._step_timeout_s)
+        message = self._exchange("step", {"action": values, "frames": frames}, self._step_timeout_s)
         self._unsure = False
         answer = read_answer(message, "step")
         result = unpack_step_result(answer.table("result"))
-        observation = self._checked(result.observation)
+        observation = self._checked(result.observation, frames)
         self._stages_ms = {
             "transport_out": (result.command_ns - sent_ns) / NS_PER_MS,
             "world_step": (observation.stamp_ns - result.command_ns) / NS_PER_MS,
             **self._way_back_ms(observation, answer.integer("returned_ns")),
         }
         return result
-
-    def close(self) -> None:
-        """Disconnect, so that another client can have the world."""
-        # A server that is busy or gone is not waited for: it notices that the connection ended.
-        with contextlib.suppress(TransportError):
-            self._request("close", {}, CLOSE_TIMEOUT_S)
-        self._requests.close()
 
     def _request(self, kind: str, body: Mapping[str, Any], timeout_s: float) -> MessageReader:
         """Send a request and return the answer's body. Raises the server's error, or TransportError for no answer."""
@@ -142,8 +148,11 @@ class RemoteWorld(Closeable):
             "Check that its server runs there, and that the computer is not overloaded."
         )
 
-    def _checked(self, observation: Observation) -> Observation:
-        self.embodiment.check(observation)
+    def _checked(self, observation: Observation, frames: bool = True) -> Observation:
+        if frames or observation.images:
+            self.embodiment.check(observation)
+        else:
+            self.embodiment.check_state(observation)
         return observation
 
     def _way_back_ms(self, observation: Observation, returned_ns: int) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
     request   hello {protocol}           answer   ok {protocol, embodiment, instruction}
               reset {seed}                        ok {observation, returned_ns}
-              step {action}                       ok {result, returned_ns}
+              step {action, frames}               ok {result, returned_ns}; without frames, they may be left out
               close {}                            ok {}
                                          or       error {error: class name, message}
 
@@ -33,6 +33,7 @@ from vla_robot.core.clock import Clock, MonotonicClock
 from vla_robot.core.errors import TransportError, VlaError, WorldError, in_words, unknown
 from vla_robot.core.host.console import steady_output
 from vla_robot.core.ports import World
+from vla_robot.core.ports.wrapped_world import step_without_frames
 from vla_robot.safety.limits import require_action
 from vla_robot.transport.codec import (
     MessageReader,
@@ -45,7 +46,7 @@ from vla_robot.transport.codec import (
 from vla_robot.transport.sockets import ANY_PORT, ServerSocket
 from vla_robot.transport.wire import UNNUMBERED, Buffer, Message, decode, encode
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of requests and answers; the wire format has a version of its own."""
 
 GRACE_S = 1.0
@@ -136,8 +137,9 @@ class WorldServer:
 
     def _step(self, reader: MessageReader) -> dict[str, Any]:
         action = require_action(reader.array("action", np.float64, ndim=1), self._world.embodiment.action)
+        shown = reader.flag("frames")
         command_ns = self._clock.now_ns()
-        result = self._world.step(action)
+        result = self._world.step(action) if shown else step_without_frames(self._world, action)
         stamped = replace(result, command_ns=result.command_ns or command_ns)
         return {"result": pack_step_result(stamped), "returned_ns": self._clock.now_ns()}
 

@@ -33,17 +33,34 @@ class SimWorld[R: SimulationRecipe](ABC):
         self._recipe, self._privileged = recipe, privileged
         self.instruction = recipe.instruction
         self._step = self._held = 0
-        self._open = True
+        self._open = self._renders = True
 
     def reset(self, seed: int) -> Observation:
         """Begin an episode: arm and objects are placed and at rest. The same seed gives the same state."""
         self._require_open()
+        self._renders = True
         self._begin(require_seed(seed, largest=None))
         self._step = self._held = 0
         return self._observe()
 
     def step(self, action: Vector) -> StepResult:
+        return self._stepped(action, renders=True)
+
+    def step_without_frames(self, action: Vector) -> StepResult:
+        return self._stepped(action, renders=False)
+
+    def look(self) -> Observation:
         self._require_open()
+        self._renders = True
+        return self._observe()
+
+    def close(self) -> None:
+        self._open = False
+        self._renderer.close()
+
+    def _stepped(self, action: Vector, renders: bool) -> StepResult:
+        self._require_open()
+        self._renders = renders
         values = check_action(action, self.embodiment.action)
         command_ns = time.monotonic_ns()
         self._execute(values)
@@ -58,14 +75,6 @@ class SimWorld[R: SimulationRecipe](ABC):
             truncated=self._step >= self._recipe.horizon,
             command_ns=command_ns,
         )
-
-    def look(self) -> Observation:
-        self._require_open()
-        return self._observe()
-
-    def close(self) -> None:
-        self._open = False
-        self._renderer.close()
 
     def _require_open(self) -> None:
         if not self._open:
@@ -82,7 +91,7 @@ class SimWorld[R: SimulationRecipe](ABC):
         stamp_ns = time.monotonic_ns()
         state = self._state()
         return Observation(
-            images=self._frames(),
+            images=self._frames() if self._renders else {},
             state=state,
             instruction=self.instruction,
             stamp_ns=stamp_ns,

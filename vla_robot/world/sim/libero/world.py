@@ -167,12 +167,14 @@ class LiberoWorld(SimWorld[LiberoRecipe]):
         """Return the state, (8,), and the frames at this physics step."""
         fingers = self._data.qpos[self._robot._ref_gripper_joint_pos_indexes]
         state = np.concatenate([self._grip_site(), raw_rotvec(self._data.xquat[self._hand]), fingers])
-        return state, super()._frames()
+        return state, super()._frames() if self._renders else {}
 
     def _state(self) -> Vector:
         return self._seen[0].copy()
 
     def _frames(self) -> dict[str, Image]:
+        if not self._seen[1]:  # the step left its frames out
+            return super()._frames()
         return {name: image.copy() for name, image in self._seen[1].items()}
 
     def _grip_site(self) -> Vector:
