@@ -3,8 +3,9 @@
     the benchmark's own     OffScreenRenderEnv with robosuite's renderer, in a process of the environment `libero`
     reference quality       the recipe's world behind `spawn_world`; its frames are compared with the above
     fast quality            the same with `shadows = false`
+    frames left out         `step_without_frames`: a step in the middle of a chunk of actions
 
-The three execute the same actions in turns, round by round. The cost is processor time, of the world's process and, for
+The four execute the same actions in turns, round by round. The cost is processor time, of the world's process and, for
 ours, of this process that asks it: unlike wall time it hardly depends on other programs.
 """
 
@@ -31,20 +32,20 @@ from vla_robot.cli.common.progress import Bar
 from vla_robot.cli.common.terminal import Terminal, say
 from vla_robot.core.errors import RecipeError, WorldError
 from vla_robot.core.host.provenance import row
-from vla_robot.core.ports import World
 from vla_robot.recipe.env import LiberoRecipe
 from vla_robot.recipe.env_source import find_env
+from vla_robot.serve.world.client import RemoteWorld
 from vla_robot.serve.world.world_process import spawn_world
 from vla_robot.world.environments.location import Environment, find_environment
 
-THEIRS, REFERENCE, FAST = "the benchmark's own", "reference quality", "fast quality"
+THEIRS, REFERENCE, FAST, LEFT_OUT = "the benchmark's own", "reference quality", "fast quality", "frames left out"
 
 PEER = Path(__file__).with_name("libero_peer.py")
 
 
 @dataclass(frozen=True)
 class WorldArgs:
-    """Measure a step of a LIBERO task in both qualities, next to the benchmark's own environment, in one run."""
+    """Measure a step of a LIBERO task in both qualities and without frames, next to the benchmark's own environment."""
 
     env: Annotated[str, option("SUITE/TASK")] = "libero_spatial/0"
     """the task"""
@@ -141,6 +142,7 @@ def measure(args: WorldArgs) -> Measured:
             THEIRS: stack.enter_context(_theirs(recipe, args.state)),
             REFERENCE: stack.enter_context(_ours(recipe, args.state)),
             FAST: stack.enter_context(_ours(replace(recipe, shadows=False), args.state)),
+            LEFT_OUT: stack.enter_context(_ours(recipe, args.state, frames=False)),
         }
         bar = stack.enter_context(Bar("turns", Terminal(), lines=False))
         for done in range(args.rounds):
@@ -152,9 +154,9 @@ def measure(args: WorldArgs) -> Measured:
 
 
 def rows(found: Measured) -> list[dict[str, Any]]:
-    """Return the cost of our two qualities next to the benchmark's own, and the frames' equality."""
+    """Return the cost of our steps next to the benchmark's own, and the frames' equality."""
     made: list[dict[str, Any]] = []
-    for name in (REFERENCE, FAST):
+    for name in (REFERENCE, FAST, LEFT_OUT):
         for what in ("cpu_s", "wall_s"):
             ours, theirs = found.median(name, what), found.median(THEIRS, what)
             made.append(row(f"{what}/{name}", ours, "s", theirs, ours / theirs))
@@ -235,15 +237,18 @@ class _Ours:
     Attributes:
         world: the world.
         pid: its process.
+        frames: whether steps have frames.
     """
 
-    world: World
+    world: RemoteWorld
     pid: int
+    frames: bool
 
     def take(self, actions: np.ndarray) -> Turn:
         in_units = [_in_units(action) for action in actions]
         before_s, own_s, begun_s = _cpu_s(self.pid), time.process_time(), time.perf_counter()
-        seen = [self.world.step(action) for action in in_units][-1].observation
+        step = self.world.step if self.frames else self.world.step_without_frames
+        seen = [step(action) for action in in_units][-1].observation
         wall_s = time.perf_counter() - begun_s
         cpu_s = _cpu_s(self.pid) - before_s + time.process_time() - own_s
         frames = b"".join(image.tobytes() for image in seen.images.values())
@@ -251,12 +256,12 @@ class _Ours:
 
 
 @contextlib.contextmanager
-def _ours(recipe: LiberoRecipe, state: int) -> Iterator[_Ours]:
+def _ours(recipe: LiberoRecipe, state: int, frames: bool = True) -> Iterator[_Ours]:
     before = _children()
     with spawn_world(recipe) as world:
         (pid,) = _children() - before
         world.reset(state)
-        yield _Ours(world, pid)
+        yield _Ours(world, pid, frames)
 
 
 def _in_units(fractions: np.ndarray) -> np.ndarray:
