@@ -174,6 +174,9 @@ def test_frames_that_are_left_out_change_nothing(world: World) -> None:
             np.testing.assert_array_equal(observation.state, expected.state)
         else:
             assert content([observation]) == content([expected])
+    last = world.step_without_frames(fitting(MOVES[5], world))
+    assert last.truncated
+    assert set(last.observation.images) == {camera.name for camera in world.embodiment.cameras}
 
 
 def test_a_look_after_a_step_without_frames_shows_the_present(kind: str, tmp_path: Path) -> None:

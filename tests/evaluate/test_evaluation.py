@@ -11,7 +11,7 @@ from vla_robot.cli.evaluate.eval_summary import foreseen
 from vla_robot.evaluate.evaluation import Evaluation, Score, Trial, TrialKey, compare, in_turn, trial_keys
 from vla_robot.evaluate.evaluation_report import write_evaluation
 from vla_robot.evaluate.instruction_variants import Language
-from vla_robot.evaluate.video_selection import film_path
+from vla_robot.evaluate.video_selection import VideoSelection, film_path
 from vla_robot.loop.results import EpisodeResult, Outcome
 
 STARTED = "2026-01-01T00:00:00+00:00"
@@ -289,3 +289,10 @@ def test_the_page_of_a_suite_shows_its_tasks_its_protocol_and_what_decides_the_s
     assert "0 of 1 <small>0 % to 79 %</small>" in page
     assert "Departures: none" in page and "<dt>base: scored with</dt><dd>mujoco 3.3.0</dd>" in page
     assert "<dt>old: settings</dt><dd>frames mirrored; 8 actions of an answer are used</dd>" in page
+
+
+def test_a_video_has_ten_frames_of_a_second_whatever_the_worlds_rate(tmp_path: Path) -> None:
+    rates_hz = {"slow": 5.0, "usual": 20.0, "fast": 80.0}
+    filming = VideoSelection(tmp_path, "all", rates_hz)
+    assert [filming.frames_every(world) for world in rates_hz] == [1, 2, 8]
+    assert VideoSelection(tmp_path, "none", rates_hz).frames_every("fast") is None

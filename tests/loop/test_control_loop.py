@@ -56,25 +56,32 @@ def test_it_resets_both_then_asks_guards_and_acts(make_world: Make, make_policy:
     assert calls == ["policy.reset(7)", "world.reset(7)", *["policy.act", "world.step"] * 2]
 
 
-@pytest.mark.parametrize(("rows", "left_out"), [(1, []), (3, [1, 2, 4, 5, 7, 8, 10]), (20, [*range(1, 11)])])
+@pytest.mark.parametrize(("rows", "left_out"), [(1, []), (3, [1, 2, 4, 5, 7, 8]), (20, [*range(1, 10)])])
 def test_only_what_the_policy_is_shown_is_rendered(rows: int, left_out: list[int], make_world: Make, run: Make) -> None:
     world, policy = make_world(succeed_at=None, horizon=10), chunks_of(rows)
-    assert run(world, policy, every_frame=False).steps == 10
+    assert run(world, policy, frames_every=None).steps == 10
     assert world.without_frames == left_out
     assert all(observation.images for observation in policy.saw)
 
 
 def test_an_execution_horizon_is_shown_a_frame_when_it_ends(make_world: Make, run: Make) -> None:
     world, policy = make_world(succeed_at=None, horizon=6), chunks_of(8)
-    run(world, ExecutionHorizon(policy, 2), every_frame=False)
+    run(world, ExecutionHorizon(policy, 2), frames_every=None)
     assert world.without_frames == [1, 3, 5]
     assert all(observation.images for observation in policy.saw)
+
+
+def test_subscribers_are_shown_their_frames_besides(make_world: Make, run: Make) -> None:
+    world, steps = make_world(succeed_at=None, horizon=9), list[StepDone]()
+    run(world, chunks_of(3), frames_every=4, subscribers=[steps_into(steps)])
+    assert [done.observation.step for done in steps if done.observation.images] == [0, 3, 4, 6, 8]
+    assert steps[-1].result.observation.images, "the last one is shown"
 
 
 def test_every_frame_is_rendered_for_subscribers_and_for_a_policy_with_a_memory(make_world: Make, run: Make) -> None:
     shown, remembering = make_world(succeed_at=None, horizon=6), make_world(succeed_at=None, horizon=6)
     run(shown, chunks_of(3))
-    run(remembering, Remembering(chunks_of(3)), every_frame=False)
+    run(remembering, Remembering(chunks_of(3)), frames_every=None)
     assert shown.without_frames == remembering.without_frames == []
 
 

@@ -108,7 +108,7 @@ class Examiner:
         words: the instruction by language.
         should_stop: returns True to stop an episode.
         subscribers: returns the subscribers of an episode's events.
-        every_frame: they read the frames of every step, see `run_episode`.
+        frames_every: steps from one observation whose frames they read to the next, see `run_episode`.
     """
 
     world: World
@@ -117,7 +117,7 @@ class Examiner:
     words: Mapping[Language, Words]
     should_stop: Callable[[], bool] = always_false
     subscribers: Callable[[TrialKey], Sequence[Subscriber]] = lambda key: ()
-    every_frame: bool = True
+    frames_every: int | None = 1
 
     def __call__(self, key: TrialKey) -> Trial:
         """Run the episode. A failure of the world is an error of this episode alone.
@@ -142,7 +142,7 @@ class Examiner:
                 guard=self.guard,
                 subscribers=subscribers,
                 should_stop=self.should_stop,
-                every_frame=self.every_frame,
+                frames_every=self.frames_every,
             )
         except (WorldError, TransportError) as failure:
             result = replace(result, outcome="error", error=str(failure))

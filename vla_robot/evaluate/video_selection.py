@@ -30,6 +30,9 @@ SUCCESSES = 3
 """Successes that are shown of each policy in each language and world, besides the failures."""
 
 
+FRAMES_HZ = 10.0
+"""Frames of a video per second of the robot's own time, where the policy is not shown more: rendering is slow."""
+
 Film = Mapping[str, bytes]
 """Suffix of a file -> its content: of a video and of its poster."""
 FILM_SUFFIXES = (".mp4", ".jpg")
@@ -76,6 +79,10 @@ class VideoSelection:
         for stale in (path, path.with_suffix(".jpg"), log):
             stale.unlink(missing_ok=True)
         return [] if self._videos == "none" else [EpisodeRecorder(_row_folder(self._folder, key), {})]
+
+    def frames_every(self, world: str) -> int | None:
+        """Return the steps between the frames of a video in a world; None without videos."""
+        return None if self._videos == "none" else max(1, round(self._rates_hz[world] / FRAMES_HZ))
 
     def develop(self, trial: Trial) -> Trial:
         """Write the video of a finished trial, if it is wanted, and return the trial."""

@@ -53,7 +53,7 @@ def run_episode(
     clock: Clock | None = None,
     rate_hz: float | None = None,
     should_stop: Callable[[], bool] = always_false,
-    every_frame: bool = True,
+    frames_every: int | None = 1,
 ) -> EpisodeResult:
     """Run the policy in the world until the world ends the episode.
 
@@ -71,15 +71,16 @@ def run_episode(
         clock: the clock that stamps the world's observations.
         rate_hz: control steps per second; None runs as fast as possible, for a simulation.
         should_stop: called before each step; True ends the episode as "stopped".
-        every_frame: the subscribers read the frames of every step. Otherwise a world that can leave frames out renders
-            only those that the policy is shown: of a chunk of 16 actions, the first step's.
+        frames_every: steps from one observation whose frames the subscribers read to the next; None if they read none.
+            A world that can leave frames out renders these and those that the policy is shown: of a chunk of 16
+            actions, the first step's.
     """
     clock = clock or MonotonicClock()
     policy.reset(seed)
     observation = world.reset(seed)
     stats, pace, history = EpisodeStats(clock, world.embodiment), _Pace(clock, rate_hz), History(policy)
     gaps = ChunkGapMeter(policy, world.embodiment.action)
-    every_frame = every_frame or history.is_kept
+    frames_every = 1 if history.is_kept else frames_every
     pace.watch.received(observation, world)
     notify(subscribers, EpisodeStarted(seed, observation))
     chunk: ActionChunk | None = None
@@ -98,7 +99,7 @@ def run_episode(
             wanted = chunk.actions[observation.step - chunk.step]
             commanded, clamps = guard.check(wanted)
             pace.watch.lap("guard")
-            is_shown = every_frame or not chunk.lasts(observation.step + 1)
+            is_shown = not chunk.lasts(observation.step + 1) or _is_due(observation.step + 1, frames_every)
             result = world.step(commanded) if is_shown else step_without_frames(world, commanded)
             stages_ms = pace.watch.commanded(result)
             pace.watch.received(result.observation, world)
@@ -158,6 +159,10 @@ def notify(subscribers: Sequence[Subscriber], event: Event) -> None:
     """Call every subscriber with an event."""
     for subscriber in subscribers:
         subscriber(event)
+
+
+def _is_due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
 
 
 def _covers(chunk: ActionChunk, step: int) -> bool:

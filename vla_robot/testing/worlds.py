@@ -91,6 +91,8 @@ class ToyWorld:
 
     def step_without_frames(self, action: Vector) -> StepResult:
         result = self.step(action)
+        if result.terminated or result.truncated:
+            return result
         self.without_frames.append(self.at_step)
         return replace(result, observation=replace(result.observation, images={}))
 

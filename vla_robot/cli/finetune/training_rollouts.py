@@ -46,7 +46,7 @@ class Rollouts:
             policy = build_policy(replace(source, recipe=recipe), env.recipe, world.embodiment)
             info = RunInfo(env.name, source.name, env.recipe.instruction or world.instruction)
             guard = build_guard(world.embodiment.action)
-            drive = partial(run_episode, world, policy, guard=guard, should_stop=self.should_stop, every_frame=False)
+            drive = partial(run_episode, world, policy, guard=guard, should_stop=self.should_stop, frames_every=None)
             summary = run_episodes(drive, world.embodiment, seeds, info=info, should_stop=self.should_stop)
         errors = [episode.error for episode in summary.episodes if episode.error]
         if errors:

@@ -58,7 +58,10 @@ class StepsWithoutFrames(World, Protocol):
     """A world that can leave out the frames of a step: rendering takes most of a simulation's time."""
 
     def step_without_frames(self, action: Vector) -> StepResult:
-        """Execute one control step as `step` does, and return an observation whose `images` may be empty."""
+        """Execute one control step as `step` does, and return an observation whose `images` may be empty.
+
+        The episode's last step has frames.
+        """
         ...
 
 

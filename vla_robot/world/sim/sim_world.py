@@ -67,12 +67,15 @@ class SimWorld[R: SimulationRecipe](ABC):
         self._step += 1
         success = self._succeeds()
         self._held = self._held + 1 if success else 0
+        terminated = self._held >= self._recipe.success_hold or self._failed()
+        truncated = self._step >= self._recipe.horizon
+        self._renders |= terminated or truncated
         return StepResult(
             observation=self._observe(),
             executed=values,
             success=success,
-            terminated=self._held >= self._recipe.success_hold or self._failed(),
-            truncated=self._step >= self._recipe.horizon,
+            terminated=terminated,
+            truncated=truncated,
             command_ns=command_ns,
         )
 
