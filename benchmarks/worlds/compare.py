@@ -3,9 +3,10 @@
     the benchmark's own     OffScreenRenderEnv with robosuite's renderer, in a process of the environment `libero`
     reference quality       the recipe's world behind `spawn_world`; its frames are compared with the above
     fast quality            the same with `shadows = false`
+    fewer triangles         with `mesh_cell_m = 0.004` besides
     frames left out         `step_without_frames`: a step in the middle of a chunk of actions
 
-The four execute the same actions in turns, round by round. The cost is processor time, of the world's process and, for
+The five execute the same actions in turns, round by round. The cost is processor time, of the world's process and, for
 ours, of this process that asks it: unlike wall time it hardly depends on other programs.
 """
 
@@ -38,7 +39,8 @@ from vla_robot.serve.world.client import RemoteWorld
 from vla_robot.serve.world.world_process import spawn_world
 from vla_robot.world.environments.location import Environment, find_environment
 
-THEIRS, REFERENCE, FAST, LEFT_OUT = "the benchmark's own", "reference quality", "fast quality", "frames left out"
+THEIRS, REFERENCE, FAST = "the benchmark's own", "reference quality", "fast quality"
+COARSE, LEFT_OUT = "fewer triangles", "frames left out"
 
 PEER = Path(__file__).with_name("libero_peer.py")
 
@@ -142,6 +144,7 @@ def measure(args: WorldArgs) -> Measured:
             THEIRS: stack.enter_context(_theirs(recipe, args.state)),
             REFERENCE: stack.enter_context(_ours(recipe, args.state)),
             FAST: stack.enter_context(_ours(replace(recipe, shadows=False), args.state)),
+            COARSE: stack.enter_context(_ours(replace(recipe, shadows=False, mesh_cell_m=0.004), args.state)),
             LEFT_OUT: stack.enter_context(_ours(recipe, args.state, frames=False)),
         }
         bar = stack.enter_context(Bar("turns", Terminal(), lines=False))
@@ -156,7 +159,7 @@ def measure(args: WorldArgs) -> Measured:
 def rows(found: Measured) -> list[dict[str, Any]]:
     """Return the cost of our steps next to the benchmark's own, and the frames' equality."""
     made: list[dict[str, Any]] = []
-    for name in (REFERENCE, FAST, LEFT_OUT):
+    for name in (REFERENCE, FAST, COARSE, LEFT_OUT):
         for what in ("cpu_s", "wall_s"):
             ours, theirs = found.median(name, what), found.median(THEIRS, what)
             made.append(row(f"{what}/{name}", ours, "s", theirs, ours / theirs))

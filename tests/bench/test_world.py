@@ -5,7 +5,19 @@ from __future__ import annotations
 import pytest
 from libero_environment import needs_libero
 
-from benchmarks.worlds.compare import FAST, LEFT_OUT, REFERENCE, THEIRS, Measured, Turn, WorldArgs, main, measure, rows
+from benchmarks.worlds.compare import (
+    COARSE,
+    FAST,
+    LEFT_OUT,
+    REFERENCE,
+    THEIRS,
+    Measured,
+    Turn,
+    WorldArgs,
+    main,
+    measure,
+    rows,
+)
 from vla_robot.core.errors import RecipeError
 
 
@@ -13,7 +25,13 @@ def test_a_row_compares_the_median_turn_with_the_benchmarks_own() -> None:
     theirs = [Turn(0.2, 0.1, "a"), Turn(0.3, 0.1, "b"), Turn(9.0, 0.1, "c")]
     ours = [Turn(0.2, 0.1, "a"), Turn(0.27, 0.1, "b"), Turn(0.3, 0.1, "x")]
     found = Measured(
-        {THEIRS: theirs, REFERENCE: ours, FAST: [Turn(0.1, 0.05, "f")] * 3, LEFT_OUT: [Turn(0.05, 0.05, "")] * 3}
+        {
+            THEIRS: theirs,
+            REFERENCE: ours,
+            FAST: [Turn(0.1, 0.05, "f")] * 3,
+            COARSE: [Turn(0.07, 0.05, "c")] * 3,
+            LEFT_OUT: [Turn(0.05, 0.05, "")] * 3,
+        }
     )
     first, *_, last = rows(found)
     assert first == {

@@ -82,6 +82,9 @@ class EnvRecipe:
         """Raise RecipeError unless this kind of world supports the camera."""
 
 
+MAX_MESH_CELL_M = 0.05
+
+
 @dataclass(frozen=True, kw_only=True)
 class SimulationRecipe(EnvRecipe):
     """A task in a simulator, which waits for each action and can measure success.
@@ -91,14 +94,19 @@ class SimulationRecipe(EnvRecipe):
             made by `vla install`. Without it, the world runs with this environment's packages.
         expert: scripted expert for the task; see vla_robot/policy/scripted/experts.py.
         shadows: render shadows and reflections; doubles the cost of a frame in software.
+        mesh_cell_m: edge of the cells in which a mesh's vertices are merged before it is drawn [m]: fewer triangles for
+            small frames, e.g. 0.004. 0 draws meshes whole. Physics stays the same.
     """
 
     environment: str | None = None
     expert: str | None = None
     shadows: bool = False
+    mesh_cell_m: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 <= self.mesh_cell_m <= MAX_MESH_CELL_M:
+            raise RecipeError(f"mesh_cell_m {self.mesh_cell_m:g} is outside 0 to {MAX_MESH_CELL_M:g}")
         if self.limits.clearance_m is not None:
             raise RecipeError("limits.clearance_m is for real arms: a simulator's bodies collide by themselves")
 
@@ -273,7 +281,7 @@ class LiberoRecipe(SuiteRecipe):
     def _departures(self, seeds: range) -> Iterator[str]:
         yield from _states_short_of(seeds, LIBERO_STATES)
         horizon = LIBERO_STEPS[self.perturbs or self.suite]
-        yield from _other_values(self, horizon=horizon, settle_steps=10, success_hold=1, shadows=True)
+        yield from _other_values(self, horizon=horizon, settle_steps=10, success_hold=1, shadows=True, mesh_cell_m=0.0)
         frames = tuple((camera.source, camera.height, camera.width) for camera in self.cameras)
         if frames != LIBERO_FRAMES:
             yield f"cameras {frames}, the reference's are {LIBERO_FRAMES}"
@@ -326,6 +334,7 @@ class MetaWorldRecipe(SuiteRecipe):
         departures = [*_states_short_of(seeds, METAWORLD_STATES)]
         departures += _other_values(self, horizon=METAWORLD_STEPS, success_hold=1, parameters="benchmark")
         shading = "" if self.shadows else ", without shadows, reflections and multisampling"
+        shading += f", meshes in cells of {self.mesh_cell_m:g} m" if self.mesh_cell_m else ""
         return (
             f"the package's: parameter sets 0 to {METAWORLD_STATES - 1} of each task, at most {METAWORLD_STEPS} steps "
             f"at 80 Hz, success at the first step that meets the goal. Frames, which it does not prescribe: "

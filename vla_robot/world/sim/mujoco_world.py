@@ -63,7 +63,7 @@ class MujocoWorld(SimWorld[MujocoRecipe]):
         self.embodiment = embodiment_of(
             recipe, recipe.arm.lower(), reach_m(self._model, self._rig.base, self._rig.tool)
         )
-        self._renderer = Renderer(self._model, recipe.shadows)
+        self._renderer = Renderer(self._model, recipe.shadows, mesh_cell_m=recipe.mesh_cell_m)
         self._goal_quat = np.empty(4)
         self._start: dict[str, Vector] = {}
         self._begin(0)

@@ -29,6 +29,7 @@ from vla_robot.core.errors import WorldError
 from vla_robot.core.image import turned
 from vla_robot.core.messages import Image
 from vla_robot.world.sim.culling import only_in_sight
+from vla_robot.world.sim.simplified_meshes import simplified_meshes
 
 if TYPE_CHECKING:
     import mujoco
@@ -72,15 +73,19 @@ def _no_opengl(error: Exception) -> str:
 class Renderer:
     """A renderer of the cameras of one model."""
 
-    def __init__(self, model: mujoco.MjModel, shadows: bool, hide_group: int | None = None) -> None:
+    def __init__(
+        self, model: mujoco.MjModel, shadows: bool, hide_group: int | None = None, mesh_cell_m: float = 0.0
+    ) -> None:
         """
         Args:
             model: the model; its quality settings are changed in place.
             shadows: whether to render shadows, reflections and multisampling.
             hide_group: geom group that is not rendered.
+            mesh_cell_m: edge of the cells in which a mesh's vertices are merged [m]; 0 draws meshes whole.
         """
         self._model = model
         self._shadows = shadows
+        self._mesh_cell_m = mesh_cell_m
         self._hide_group = hide_group
         self._by_size: dict[tuple[int, int], mujoco.Renderer] = {}
         if not shadows:
@@ -151,7 +156,8 @@ class Renderer:
 
         _require_own_opengl()
         try:
-            renderer = mujoco.Renderer(self._model, height, width)
+            with simplified_meshes(self._model, self._mesh_cell_m):
+                renderer = mujoco.Renderer(self._model, height, width)
         except Exception as error:  # as above
             raise WorldError(_no_opengl(error)) from error
         _let_go_of(renderer)

@@ -77,7 +77,7 @@ class RobosuiteWorld(SimWorld[RobosuiteRecipe]):
         self._mujoco: Any = import_module("mujoco")
         self._model, self._data = self._env.sim.model._model, self._env.sim.data._data
         self._require_cameras(self._model)
-        self._renderer = Renderer(self._model, recipe.shadows, hide_group=COLLISION_GEOMS)
+        self._renderer = Renderer(self._model, recipe.shadows, COLLISION_GEOMS, recipe.mesh_cell_m)
         self._pads = _pads(self._model, self._robot.gripper[self._arm])
         opening_m = MAX_OPENING_M if self._pads is None else MAX_PADS_M
         self.embodiment = embodiment_of(recipe, recipe.arm.lower(), self._reach_m(), opening_m)

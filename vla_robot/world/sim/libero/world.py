@@ -79,7 +79,7 @@ class LiberoWorld(SimWorld[LiberoRecipe]):
         self._model, self._data = self._env.sim.model._model, self._env.sim.data._data
         self._require_cameras(self._model)
         self._physics = LeanPhysics(self._env.sim)
-        self._renderer = Renderer(self._model, recipe.shadows, hide_group=COLLISION_GEOMS)
+        self._renderer = Renderer(self._model, recipe.shadows, COLLISION_GEOMS, recipe.mesh_cell_m)
         self._base = self._model.body(self._robot.robot_model.root_body).id
         self._hand = self._model.body(self._robot.robot_model.eef_name).id
         self._scale = np.asarray(self._robot.controller.output_max, dtype=np.float64)

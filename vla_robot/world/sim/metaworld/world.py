@@ -63,7 +63,7 @@ class MetaWorldWorld(SimWorld[MetaWorldRecipe]):
         self._model, self._data = self._env.model, self._env.data
         self._seen, self._success = np.zeros(0), False
         self._require_cameras(self._model)
-        self._renderer = Renderer(self._model, recipe.shadows)
+        self._renderer = Renderer(self._model, recipe.shadows, mesh_cell_m=recipe.mesh_cell_m)
         self.embodiment = self._embodiment()
         self._begin(0)
         if warm:
