@@ -239,6 +239,8 @@ class LiberoRecipe(SuiteRecipe):
 
     Attributes:
         suite: the benchmark's name of it, e.g. "libero_spatial" or "libero_spatial_swap".
+        states: where things are at the start: "benchmark", in the fifty initial states of its files; "others" lets the
+            benchmark draw them in the task's own regions, another draw for each seed, for training data.
         shadows: the benchmark's own picture, to the pixel; false renders faster, without shadows, reflections and
             multisampling.
         settle_steps: control steps after a reset in which the gripper opens and objects come to rest; not counted.
@@ -247,6 +249,7 @@ class LiberoRecipe(SuiteRecipe):
     kind: Literal["libero"] = "libero"
     environment: str | None = "libero"
     suite: str
+    states: Literal["benchmark", "others"] = "benchmark"
     rate_hz: float = 20.0
     success_hold: int = 1
     shadows: bool = True
@@ -282,6 +285,7 @@ class LiberoRecipe(SuiteRecipe):
         yield from _states_short_of(seeds, LIBERO_STATES)
         horizon = LIBERO_STEPS[self.perturbs or self.suite]
         yield from _other_values(self, horizon=horizon, settle_steps=10, success_hold=1, shadows=True, mesh_cell_m=0.0)
+        yield from _other_values(self, states="benchmark")
         frames = tuple((camera.source, camera.height, camera.width) for camera in self.cameras)
         if frames != LIBERO_FRAMES:
             yield f"cameras {frames}, the reference's are {LIBERO_FRAMES}"

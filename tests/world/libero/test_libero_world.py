@@ -199,3 +199,28 @@ def test_the_expert_places_the_object_of_its_task() -> None:
         with spawn_world(recipe, privileged=True) as world:
             expert = build_policy(find_policy("expert"), recipe, world.embodiment)
             assert run_episode(world, expert, 1, guard=NoLimits()).outcome == "success", name
+
+
+def test_other_states_are_drawn_in_the_same_regions_with_the_same_bits_whatever_ran_before() -> None:
+    """Task 3 has a bowl on a cabinet, which the benchmark draws from where the cabinet was."""
+    benchmark_, others = (recipe_of("libero_spatial/3", cameras=(), states=s) for s in ("benchmark", "others"))
+    with spawn_world(benchmark_, privileged=True) as world:
+        known = [world.reset(seed).privileged for seed in range(10)]
+    with spawn_world(others, privileged=True) as world:
+        drawn = [world.reset(seed).privileged for seed in range(10)]
+        again = world.reset(4).privileged
+    assert all(np.array_equal(again[name], value) for name, value in drawn[4].items())
+    names = [name for name in drawn[0] if name.endswith("_pos") and not name.startswith("eef")]
+    assert len(names) >= 7
+    for name in names:
+        there, here = (np.array([truth[name] for truth in truths]) for truths in (known, drawn))
+        assert np.abs(there.mean(axis=0) - here.mean(axis=0)).max() < 0.02, name
+    bowl = np.array([truth["akita_black_bowl_1_pos"] for truth in drawn])
+    assert 0.003 < bowl[:, :2].std(axis=0).min() < bowl[:, :2].std(axis=0).max() < 0.03
+    nearest = min(np.abs(one["plate_1_pos"] - other["plate_1_pos"]).max() for one in known for other in drawn)
+    assert nearest > 1e-6, "none of the benchmark's states is among them"
+
+
+def test_the_protocol_says_that_states_are_not_the_benchmarks() -> None:
+    assert "states others, the reference's is benchmark" in recipe_of("libero_object_others").protocol(range(50))
+    assert "mesh_cell_m 0.004, the reference's is 0.0" in recipe_of("libero_object_small").protocol(range(50))

@@ -39,6 +39,14 @@ from vla_robot.world.sim.workspace import reach_m
 FIXTURE_SEED = 0
 """Seed of numpy's generator before every reset, which draws the places of cabinets and stoves. No state holds them."""
 
+OTHER_SEEDS = 1000
+"""First of the seeds of other states than the benchmark's; 0 is FIXTURE_SEED's."""
+
+ARM_NOISE_RAD = 0.02
+"""Standard deviation of each joint's start in such a state [rad], robosuite's own."""
+
+UNTURNED = (1.0, 0.0, 0.0, 0.0)
+
 FINGER_M = 0.05
 """Bound of a finger's position [m]; the joints end at 0.04, softly."""
 
@@ -125,20 +133,36 @@ class LiberoWorld(SimWorld[LiberoRecipe]):
         return self._mover.find(seed, self._recipe.move_objects_m, lambda: self._place(seed), settle)
 
     def _place(self, seed: int) -> None:
-        """Set the initial state of a seed, with the same bits whatever ran before.
+        """Set the initial state of a seed, or draw one, with the same bits whatever ran before.
 
         robosuite's soft reset leaves the gripper's running action, and MuJoCo's warm start, control and accelerations,
         as the last episode left them.
         """
-        self._mujoco.mj_resetData(self._model, self._data)
-        with seeded(FIXTURE_SEED):
-            self._env.reset()
+        if self._recipe.states == "others":
+            self._draw(seed)
+        else:
+            self._reset(FIXTURE_SEED)
         self._robot.gripper.current_action = np.zeros(self._robot.gripper.dof)
         for kept in (self._data.qacc_warmstart, self._data.ctrl, self._data.qacc):
             kept[:] = 0
-        self._env.sim.set_state_from_flattened(self._task.state(seed))
+        if self._recipe.states == "benchmark":
+            self._env.sim.set_state_from_flattened(self._task.state(seed))
         self._env.sim.forward()
         self._env._post_process()
+
+    def _draw(self, seed: int) -> None:
+        """Let the benchmark draw a state as those of its files: the arm near its home, things in their regions."""
+        self._robot.initialization_noise = {"magnitude": ARM_NOISE_RAD, "type": "gaussian"}
+        # A thing on a fixture is drawn relative to where that is before it is placed: the origin, in a new simulation.
+        for fixture in self._env.fixtures_dict.values():
+            body = self._model.body(fixture.root_body).id
+            self._model.body_pos[body], self._model.body_quat[body] = 0.0, UNTURNED
+        self._reset(OTHER_SEEDS + seed)
+
+    def _reset(self, seed: int) -> None:
+        self._mujoco.mj_resetData(self._model, self._data)
+        with seeded(seed):
+            self._env.reset()
 
     def _execute(self, action: Vector) -> None:
         self._act(action, is_seen=True)
