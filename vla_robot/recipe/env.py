@@ -284,8 +284,9 @@ class LiberoRecipe(SuiteRecipe):
     def _departures(self, seeds: range) -> Iterator[str]:
         yield from _states_short_of(seeds, LIBERO_STATES)
         horizon = LIBERO_STEPS[self.perturbs or self.suite]
-        yield from _other_values(self, horizon=horizon, settle_steps=10, success_hold=1, shadows=True, mesh_cell_m=0.0)
-        yield from _other_values(self, states="benchmark")
+        yield from _other_values(
+            self, states="benchmark", horizon=horizon, settle_steps=10, success_hold=1, shadows=True, mesh_cell_m=0.0
+        )
         frames = tuple((camera.source, camera.height, camera.width) for camera in self.cameras)
         if frames != LIBERO_FRAMES:
             yield f"cameras {frames}, the reference's are {LIBERO_FRAMES}"
