@@ -14,47 +14,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import tyro
-from numpy.typing import NDArray
 
+from benchmarks.models.recorded import frames
 from benchmarks.models.scores import error_to
 from vla_robot.cli.common.cli_common import option
 from vla_robot.core.errors import RecipeError
-from vla_robot.core.image import resize_lanczos
 from vla_robot.core.language.placeholders import TARGET, words_in
-from vla_robot.core.messages import Observation
-from vla_robot.data.formats.open import open_source
 from vla_robot.evaluate.instruction_variants import words_for
 from vla_robot.policy.families import family_of
 from vla_robot.policy.vla.loading import Loading
-from vla_robot.policy.vla.policy import AnyVLAPolicy
 from vla_robot.recipe import read
 from vla_robot.recipe.env import EnvRecipe
 from vla_robot.recipe.finetune import DemosFinetuneRecipe, FinetuneRecipe, WordingsRecipe
 
 Said = Callable[[str, int], str]
 """The data's instruction, and the frame's number -> what the policy is told."""
-
-
-def frames(folder: Path, policy: AnyVLAPolicy, count: int) -> tuple[list[Observation], NDArray[np.float64]]:
-    """Return observations of a recording, drawn at random with seed 0, and their (count, D) labels."""
-    source, rng = open_source(folder), np.random.default_rng(0)
-    seen, labels = list[Observation](), list[NDArray[np.float64]]()
-    assert policy.embodiment is not None
-    for index in rng.integers(0, len(source.lengths), count):
-        episode = source.episode(int(index))
-        step = int(rng.integers(len(episode)))
-        images = {
-            camera.name: resize_lanczos(
-                episode.frames(f"observation/images/{camera.name}").decode(step), camera.height, camera.width
-            )
-            for camera in policy.embodiment.cameras
-        }
-        state = np.asarray(episode.numbers("observation/state")[step], dtype=np.float64)
-        seen.append(Observation(images, state, episode.instructions()[step], stamp_ns=1, step=step))
-        labels.append(np.asarray(episode.numbers("action")[step], dtype=np.float64))
-    return seen, np.stack(labels)
 
 
 def wordings(recipe: WordingsRecipe, env: EnvRecipe) -> dict[str, Said]:

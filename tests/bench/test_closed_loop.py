@@ -13,8 +13,9 @@ import pytest
 
 pytest.importorskip("torch")
 
-from benchmarks.models import closed_loop, scores
+from benchmarks.models import closed_loop, error_by_task, scores
 from benchmarks.models.closed_loop import ClosedLoopArgs
+from benchmarks.models.error_by_task import ErrorByTaskArgs, errors
 from benchmarks.models.inference_times import ours
 from benchmarks.models.scores import Score, labels, trained_s
 from benchmarks.models.turns import take_turns
@@ -130,3 +131,27 @@ def test_one_world_and_a_number_of_episodes_are_a_table(tmp_path: Path, monkeypa
     names = {row["name"] for row in json.loads(table.read_text())["rows"]}
     assert "openvla_nano/lift/successes" in names
     assert not any("lift_colour" in name for name in names)
+
+
+def test_errors_are_told_by_task_beside_those_of_the_median() -> None:
+    wanted = np.array([[0.0, 1.0], [1.0, 1.0], [-1.0, 0.0], [0.5, 0.5]])
+    given = wanted + [[0.1, 0.0], [-0.3, 0.0], [0.0, 0.2], [0.0, 0.0]]
+    found = errors(["reach", "reach", "push", "reach"], given, wanted)
+    assert list(found) == ["reach", "push"]
+    np.testing.assert_allclose(found["reach"].policy, [0.4 / 3, 0.0])
+    np.testing.assert_allclose(found["reach"].median, [1.0 / 3, 0.5 / 3])
+    np.testing.assert_allclose([found["push"].policy, found["push"].median], [[0.0, 0.2], [0.0, 0.0]])
+
+
+def test_a_policy_is_asked_about_a_recording(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_demos(tmp_path / "light")
+    tiny = DemosFinetuneRecipe(
+        data=(data,), architecture=replace(TINY, family="paligemma", max_positions=128), dataset_name="light",
+        chunk=2, steps=3, batch_size=8, warmup_steps=1, held_out=0.2,
+    )  # fmt: skip
+    name = str(finetune(tiny, tmp_path / "run", lambda _: None).policy)
+    assert error_by_task.main(ErrorByTaskArgs(name, data, frames=12)) == 0
+    said = capsys.readouterr().out
+    assert "go to the light" in said and "12" in said
+    with pytest.raises(RecipeError, match="--frames 0"):
+        ErrorByTaskArgs(name, data, frames=0)
