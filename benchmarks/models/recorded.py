@@ -27,7 +27,7 @@ def frames(folder: Path, policy: AnyVLAPolicy, count: int) -> tuple[list[Observa
             )
             for camera in policy.embodiment.cameras
         }
-        state = np.asarray(episode.numbers("observation/state")[step], dtype=np.float64)
+        state = np.asarray(episode.numbers("observation/state")[step], dtype=np.float64).reshape(-1)
         seen.append(Observation(images, state, episode.instructions()[step], stamp_ns=1, step=step))
         labels.append(np.asarray(episode.numbers("action")[step], dtype=np.float64))
     return seen, np.stack(labels)
