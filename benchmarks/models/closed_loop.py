@@ -55,7 +55,8 @@ class ClosedLoopArgs:
     """also write the results to this file as JSON"""
 
     def __post_init__(self) -> None:
-        if min((*self.rows, self.rounds, self.workers, 1 if self.episodes is None else self.episodes)) < 1:
+        numbers = (*self.rows, self.episodes, self.rounds, self.workers)
+        if any(number is not None and number < 1 for number in numbers):
             raise RecipeError("--rows, --episodes, --rounds and --workers take numbers from 1 on.")
 
 

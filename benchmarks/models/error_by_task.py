@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from benchmarks.models.recorded import frames
-from benchmarks.models.scores import loaded
+from benchmarks.models.scores import first_actions, loaded
 from vla_robot.cli.common.cli_common import option
 from vla_robot.cli.common.terminal import Terminal
 from vla_robot.core.errors import RecipeError
@@ -69,9 +69,8 @@ def main(args: ErrorByTaskArgs) -> int:
     policy = loaded(args.policy)
     assert policy.embodiment is not None
     seen, labels = frames(args.data, policy, args.frames)
-    given = np.stack([policy.act([observation])[0].actions[0] for observation in seen])
-    stats = policy.action_stats()
-    found = errors([o.instruction for o in seen], normalise(given, stats), normalise(labels, stats))
+    wanted = normalise(labels, policy.action_stats())
+    found = errors([o.instruction for o in seen], first_actions(policy, seen), wanted)
     Terminal().print(_table(found, [dim.name for dim in policy.embodiment.action.dims]))
     return 0
 

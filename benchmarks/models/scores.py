@@ -159,6 +159,10 @@ def error_to(policy: AnyVLAPolicy, scenes: Sequence[Observation], wanted: NDArra
         scenes: N observations.
         wanted: (N, D) actions in units.
     """
-    stats = policy.action_stats()
+    return float(np.abs(first_actions(policy, scenes) - normalise(wanted, policy.action_stats())).mean())
+
+
+def first_actions(policy: AnyVLAPolicy, scenes: Sequence[Observation]) -> NDArray[np.float64]:
+    """Return a policy's first action for each of N scenes, asked alone: (N, D), normalised."""
     given = np.stack([policy.act([scene])[0].actions[0] for scene in scenes])
-    return float(np.abs(normalise(given, stats) - normalise(wanted, stats)).mean())
+    return normalise(given, policy.action_stats())

@@ -141,14 +141,13 @@ class Examine:
         """
         world = seat.enter(key.world, key.policy)
         policy = self.policy_in(seat, key, world.embodiment)
-        guard, words = build_guard(world.embodiment.action), seat.what.words[key.world]
-        videos = seat.videos
+        guard, words, videos = build_guard(world.embodiment.action), seat.what.words[key.world], seat.videos
         frames_every = videos.frames_every(key.world)
         examiner = Examiner(world, policy, guard, words, should_stop, videos.subscribers, frames_every)
         trial = videos.develop(examiner(key))
-        if self.sends_film and seat.videos.failure is not None:
-            raise seat.videos.failure
-        return Examined(trial, seat.videos.take(trial.key) if self.sends_film else None)
+        if self.sends_film and videos.failure is not None:
+            raise videos.failure
+        return Examined(trial, videos.take(trial.key) if self.sends_film else None)
 
 
 def embodiment_in(seat: Seat, asked: tuple[str, str], should_stop: ShouldStop) -> Embodiment:

@@ -29,10 +29,12 @@ def simplified_meshes(model: Any, cell_m: float) -> Iterator[None]:
         model: MuJoCo's model; it is as before after the block.
         cell_m: edge of a cell [m]; 0 leaves the meshes whole.
     """
-    names = (*_BY_FACE, "mesh_facenum") if cell_m > 0 else ()
-    before = {name: getattr(model, name).copy() for name in names}
+    if cell_m == 0:
+        yield
+        return
+    before = {name: getattr(model, name).copy() for name in (*_BY_FACE, "mesh_facenum")}
     try:
-        for mesh in range(model.nmesh) if cell_m > 0 else ():
+        for mesh in range(model.nmesh):
             _simplify(model, mesh, cell_m)
         yield
     finally:

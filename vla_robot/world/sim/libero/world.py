@@ -42,9 +42,6 @@ FIXTURE_SEED = 0
 OTHER_SEEDS = 1000
 """First of the seeds of other states than the benchmark's; 0 is FIXTURE_SEED's."""
 
-ARM_NOISE_RAD = 0.02
-"""Standard deviation of each joint's start in such a state [rad], robosuite's own."""
-
 UNTURNED = (1.0, 0.0, 0.0, 0.0)
 
 FINGER_M = 0.05
@@ -142,17 +139,15 @@ class LiberoWorld(SimWorld[LiberoRecipe]):
             self._draw(seed)
         else:
             self._reset(FIXTURE_SEED)
+            self._env.sim.set_state_from_flattened(self._task.state(seed))
         self._robot.gripper.current_action = np.zeros(self._robot.gripper.dof)
         for kept in (self._data.qacc_warmstart, self._data.ctrl, self._data.qacc):
             kept[:] = 0
-        if self._recipe.states == "benchmark":
-            self._env.sim.set_state_from_flattened(self._task.state(seed))
         self._env.sim.forward()
         self._env._post_process()
 
     def _draw(self, seed: int) -> None:
         """Let the benchmark draw a state as those of its files: the arm near its home, things in their regions."""
-        self._robot.initialization_noise = {"magnitude": ARM_NOISE_RAD, "type": "gaussian"}
         # A thing on a fixture is drawn relative to where that is before it is placed: the origin, in a new simulation.
         for fixture in self._env.fixtures_dict.values():
             body = self._model.body(fixture.root_body).id
@@ -255,7 +250,7 @@ def _make(scene: str, recipe: LiberoRecipe) -> Any:
             scene,
             robots=["Panda"],
             controller_configs=robosuite.load_controller_config(default_controller="OSC_POSE"),
-            initialization_noise=None,
+            initialization_noise="default" if recipe.states == "others" else None,  # 0.02 rad of each joint
             use_camera_obs=False,
             has_renderer=False,
             has_offscreen_renderer=False,
