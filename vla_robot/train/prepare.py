@@ -50,7 +50,12 @@ SINCE: Mapping[str, Any] = {
     "vision_warmup_steps": 0,
     "wordings": (),
 }
-SINCE_IN_ARCHITECTURE: Mapping[str, Any] = {"family": "openvla", "locations": False, "tower": None}
+SINCE_IN_ARCHITECTURE: Mapping[str, Any] = {
+    "family": "openvla",
+    "locations": False,
+    "tower": None,
+    "initializer_range": 0.0,  # older runs began with 0.02, and their OUT/start keeps it
+}
 SINCE_IN_QUESTIONS: Mapping[str, Any] = {"box_smoothing": 0.0, "in_vocabulary": False}
 """Fields that older recipes and their tables lack, with the value that they imply; it leaves the fingerprint as it was.
 """

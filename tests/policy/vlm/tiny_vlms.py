@@ -37,10 +37,13 @@ def arm(states: int = 2) -> Embodiment:
     )
 
 
-def create(folder: Path, name: str, use_state: bool, head: HeadRecipe | None = None) -> Path:
+def create(
+    folder: Path, name: str, use_state: bool, head: HeadRecipe | None = None, initializer_range: float = 0.0
+) -> Path:
     architecture = Architecture(
         family=name, image_size=28 if name == "paligemma" else 56, tower_dim=32, tower_depth=3, tower_heads=2,
         llm_dim=32, llm_layers=3, llm_heads=2, llm_ff_dim=48, text_vocab=320, max_positions=256, use_state=use_state,
+        initializer_range=initializer_range,
     )  # fmt: skip
     rng = np.random.default_rng(0)
     statistics = dataset_statistics("toy", rng.normal(size=(50, 7)), rng.normal(size=(50, 2)), 5)

@@ -20,7 +20,7 @@ from vla_robot.cli.record.args import RecordArgs
 from vla_robot.cli.record.outcome import results
 from vla_robot.cli.record.teleop_devices import is_teleoperator, refuse_misspelt_device
 from vla_robot.core.embodiment import ActionSpace, Embodiment
-from vla_robot.core.errors import RecipeError
+from vla_robot.core.errors import RecipeError, unknown
 from vla_robot.core.host.device_names import device_problem
 from vla_robot.core.host.provenance import available_cores
 from vla_robot.core.ports import Policy
@@ -251,11 +251,10 @@ def _builds(worlds: EnvSource, recipe: DatasetRecipe, recording: Recording, devi
 def _tasks(worlds: EnvSource, recording: Recording) -> list[EnvSource]:
     """Return the tasks that a recording names, in the suite's order; all of them if it names none."""
     known = worlds.tasks()
-    if unknown := set(recording.tasks) - {task.chosen for task in known}:
-        raise RecipeError(
-            f"tasks: {', '.join(sorted(unknown))}: not of '{worlds.name}'; it has "
-            f"{', '.join(task.chosen for task in known if task.chosen) or 'no tasks'}."
-        )
+    names = [task.chosen for task in known if task.chosen]
+    for task in recording.tasks:
+        if task not in names:
+            raise RecipeError(f"tasks: {unknown(f"task of '{worlds.name}'", task, names)}")
     return [task for task in known if not recording.tasks or task.chosen in recording.tasks]
 
 

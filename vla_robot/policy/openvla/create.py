@@ -124,6 +124,7 @@ def _config(
             "num_hidden_layers": a.llm_layers,
             "num_attention_heads": a.llm_heads,
             "max_position_embeddings": a.max_positions,
+            "initializer_range": a.first_std,
             "pad_token_id": 0,
             **_heads(a, text_type),
         },

@@ -28,8 +28,8 @@ IMPLEMENTATION = ("attn_implementation", "_attn_implementation", "_attn_implemen
 """Keys that choose an implementation, some by fetching it; they are left out, so that the library takes its own."""
 
 
-def text_sizes(a: Architecture, vocabulary: int) -> dict[str, int]:
-    """Return the sizes of a new language model by their names in transformers.
+def text_sizes(a: Architecture, vocabulary: int) -> dict[str, int | float]:
+    """Return the sizes of a new language model, and of its first weights, by their names in transformers.
 
     Args:
         a: the sizes.
@@ -42,6 +42,7 @@ def text_sizes(a: Architecture, vocabulary: int) -> dict[str, int]:
         "num_hidden_layers": a.llm_layers,
         "num_attention_heads": a.llm_heads,
         "max_position_embeddings": a.max_positions,
+        "initializer_range": a.first_std,
     }
 
 
