@@ -52,7 +52,9 @@ def test_a_name_that_leads_nowhere_gets_the_nearest(name: str, says: str) -> Non
 
 def test_every_suite_has_a_recipe_of_its_name() -> None:
     shipped = {name.rpartition("/")[2] for name in available("envs") if name.startswith("libero/")}
-    for_training = {f"libero_{suite}_{kind}" for suite in ("object", "spatial") for kind in ("small", "others")}
+    for_training = {
+        f"libero_{suite}_{kind}" for suite in ("object", "spatial") for kind in ("small", "others", "moved")
+    }
     assert shipped == set(LIBERO_SUITES) | for_training
     steps = {"spatial": 220, "object": 280, "goal": 300, "10": 520, "90": 400}
     for suite in LIBERO_SUITES:

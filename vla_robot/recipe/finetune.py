@@ -33,8 +33,9 @@ class Architecture:
         llm_ff_dim: width of its gated MLP.
         text_vocab: tokens of the text tokenizer; 256 action rows follow, and OpenVLA's padding rows.
         max_positions: longest sequence, patches included.
-        initializer_range: standard deviation of the decoder's and the connector's first weights; 0 is 1 / sqrt(llm_dim),
-            with which a small decoder learns from the first steps on. The 0.02 of large models suits a width of 2500.
+        initializer_range: standard deviation of the decoder's and the connector's first weights; 0 stands for
+            1 / sqrt(llm_dim), with which a small decoder learns from the first steps on. The 0.02 of large models
+            suits a width of 2500.
         use_state: whether the arm's state is an input, as one token.
         locations: whether PaliGemma's 1024 <loc> and 128 <seg> tokens follow the text tokens, in which boxes are said.
         tower: folder of `vla pretrain` whose vision tower, of the same sizes, is taken over; without it the tower's
