@@ -38,7 +38,7 @@ def arm(states: int = 2) -> Embodiment:
 
 
 def create(
-    folder: Path, name: str, use_state: bool, head: HeadRecipe | None = None, initializer_range: float = 0.0
+    folder: Path, name: str, use_state: bool, head: HeadRecipe | None = None, initializer_range: float = 0.02
 ) -> Path:
     architecture = Architecture(
         family=name, image_size=28 if name == "paligemma" else 56, tower_dim=32, tower_depth=3, tower_heads=2,
