@@ -33,8 +33,8 @@ class Architecture:
         llm_ff_dim: width of its gated MLP.
         text_vocab: tokens of the text tokenizer; 256 action rows follow, and OpenVLA's padding rows.
         max_positions: longest sequence, patches included.
-        initializer_range: standard deviation of the decoder's and the connector's first weights; 0 stands for
-            1 / sqrt(llm_dim), with which a small decoder learns from the first steps on. The 0.02 of large models
+        initializer_range: transformers' standard deviation of the decoder's first weights; 0 draws every matrix with
+            1 / sqrt(its inputs), with which a small model learns from the first steps on. The 0.02 of large models
             suits a width of 2500.
         use_state: whether the arm's state is an input, as one token.
         locations: whether PaliGemma's 1024 <loc> and 128 <seg> tokens follow the text tokens, in which boxes are said.
@@ -66,11 +66,6 @@ class Architecture:
                 raise RecipeError(f"{dim} {getattr(self, dim)} is not a multiple of {heads} {getattr(self, heads)}")
         if not 0 <= self.initializer_range <= 1:
             raise RecipeError(f"initializer_range is {self.initializer_range:g}; must lie in [0, 1]")
-
-    @property
-    def first_std(self) -> float:
-        """Standard deviation of the decoder's and the connector's first weights."""
-        return self.initializer_range or self.llm_dim**-0.5
 
 
 RAREST, ADDED, PI0_FAST = "rarest", "added", "pi0_fast"

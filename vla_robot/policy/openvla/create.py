@@ -18,6 +18,7 @@ from vla_robot.policy.openvla.prompt import QWEN_CONTROL, TEMPLATE, TEMPLATE_QWE
 from vla_robot.policy.openvla.weights import save_model
 from vla_robot.policy.vla.codecs.folder import is_in_config, write_codec
 from vla_robot.policy.vla.codecs.plan import added_rows, codec_of_new
+from vla_robot.policy.vla.first_weights import draw_first_weights, stated_range
 from vla_robot.policy.vla.heads.build import new_head
 from vla_robot.policy.vla.heads.sizes import HeadSizes, block_with_head, head_block, planned_head
 from vla_robot.policy.vla.inputs.preprocess import Preprocessor
@@ -79,6 +80,8 @@ def create(
     config = OpenVLAConfig.from_dict(described, "the new configuration", folder)
     torch.manual_seed(seed)
     model = OpenVLA(config)
+    for part in (model.vision_backbone, model.projector, model.language_model):
+        draw_first_weights(part, architecture)
     save_model(model, folder)
     preprocessor = Preprocessor(
         config.image_size, config.image_resize_strategy, (IMAGENET_MEAN, HALF), (IMAGENET_STD, HALF)
@@ -124,7 +127,7 @@ def _config(
             "num_hidden_layers": a.llm_layers,
             "num_attention_heads": a.llm_heads,
             "max_position_embeddings": a.max_positions,
-            "initializer_range": a.first_std,
+            **stated_range(a),
             "pad_token_id": 0,
             **_heads(a, text_type),
         },

@@ -10,6 +10,7 @@ from typing import Any
 from vla_robot.core.errors import CheckpointError
 from vla_robot.core.ports import ActionCodec
 from vla_robot.policy.vla.codecs.folder import codec_block, codec_of
+from vla_robot.policy.vla.first_weights import stated_range
 from vla_robot.policy.vla.heads.sizes import HeadSizes, head_block, head_of
 from vla_robot.policy.vla.inputs.reader import InputSizes
 from vla_robot.policy.vla.json_files import OUR_BLOCK, whole
@@ -28,8 +29,8 @@ IMPLEMENTATION = ("attn_implementation", "_attn_implementation", "_attn_implemen
 """Keys that choose an implementation, some by fetching it; they are left out, so that the library takes its own."""
 
 
-def text_sizes(a: Architecture, vocabulary: int) -> dict[str, int | float]:
-    """Return the sizes of a new language model, and of its first weights, by their names in transformers.
+def text_sizes(a: Architecture, vocabulary: int) -> dict[str, Any]:
+    """Return the sizes of a new language model by their names in transformers, and how its weights are drawn.
 
     Args:
         a: the sizes.
@@ -42,7 +43,7 @@ def text_sizes(a: Architecture, vocabulary: int) -> dict[str, int | float]:
         "num_hidden_layers": a.llm_layers,
         "num_attention_heads": a.llm_heads,
         "max_position_embeddings": a.max_positions,
-        "initializer_range": a.first_std,
+        **stated_range(a),
     }
 
 

@@ -22,6 +22,7 @@ from vla_robot.policy.vla.codecs.folder import codec_block, write_codec
 from vla_robot.policy.vla.codecs.mark import require_mark
 from vla_robot.policy.vla.codecs.plan import BINS, added_rows, codec_of_new, planned_codec
 from vla_robot.policy.vla.engine.compiled import require_one_graph
+from vla_robot.policy.vla.first_weights import draw_first_weights
 from vla_robot.policy.vla.heads.policy import policy_class, require_tokens
 from vla_robot.policy.vla.heads.sizes import block_with_head, planned_head
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE, require_preprocessing
@@ -232,6 +233,7 @@ class TransformersFamily:
         )
         torch.manual_seed(seed)
         vlm = self._class(self._class.config_class.from_dict(published))
+        draw_first_weights(vlm, architecture)
         save_vlm(self._wrap(vlm, config, TemplatePrompts(tokenizer, self.template)), folder)
         write_json(folder / "preprocessor_config.json", self.processor(architecture.image_size))
         write_json(folder / "dataset_statistics.json", statistics)
