@@ -55,7 +55,8 @@ def test_every_suite_has_a_recipe_of_its_name() -> None:
     for_training = {
         f"libero_{suite}_{kind}" for suite in ("object", "spatial") for kind in ("small", "others", "moved")
     }
-    assert shipped == set(LIBERO_SUITES) | for_training
+    perturbed = {f"libero_object_{how}_small" for how in ("lan", "object", "swap", "task")}
+    assert shipped == set(LIBERO_SUITES) | for_training | perturbed
     steps = {"spatial": 220, "object": 280, "goal": 300, "10": 520, "90": 400}
     for suite in LIBERO_SUITES:
         recipe = read(LiberoRecipe, suite)
