@@ -104,7 +104,8 @@ def commands_of(repository: Path, folder: Path) -> list[str]:
         (folder / name).write_text(text)
     commands = [line for block in page if not block.startswith("# ") for line in block.splitlines()]
     assert [shlex.split(command, comments=True)[1] for command in commands] == [
-        "install", "run", "eval", "eval", "install", "eval", "record", "eval", "record", "eval", "eval", "bench",
+        "install", "run", "eval", "eval", "install", "eval", "record", "eval", "record", "eval", "eval",
+        "record", "record", "finetune", "eval", "eval", "bench",
         "eval", "install", "run", "eval", "record", "finetune", "eval",
     ]  # fmt: skip
     return commands
@@ -145,4 +146,4 @@ def test_every_command_of_the_page_does_what_it_says(
     assert main(["check", "envs/fast.toml"]) == 0
     printed = capfd.readouterr().out
     assert "libero_spatial_moved" in printed and "libero_object_swap" in printed
-    assert len(list((tmp_path / "runs").glob("*/report.html"))) == 11
+    assert len(list((tmp_path / "runs").glob("*/report.html"))) == 13
