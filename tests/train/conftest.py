@@ -18,6 +18,7 @@ EMBODIMENT = toy_embodiment(step_m=1, height=28, width=28)
 TINY = Architecture(
     image_size=28, tower_dim=24, tower_depth=2, tower_heads=2, llm_dim=32, llm_layers=2, llm_heads=2, llm_ff_dim=48,
     text_vocab=320, max_positions=96,
+    initializer_range=0.02,  # the tests' tolerances were set for these weights
 )  # fmt: skip
 
 
