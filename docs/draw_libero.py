@@ -57,8 +57,8 @@ def draw(file: Path) -> None:
 def _films(out: Path) -> Iterator[Film]:
     asked = ("eval", "--suite", SUITE, "--policy", POLICY, "--episodes-per-task", "1", "--videos", "all")
     subprocess.run([sys.executable, "-m", "vla_robot.cli.main", *asked, "--out", str(out)], check=True)
-    for line in sorted((out / "trials.jsonl").read_text().splitlines()[1:], key=lambda text: json.loads(text)["world"]):
-        trial = json.loads(line)
+    trials = map(json.loads, (out / "trials.jsonl").read_text().splitlines()[1:])
+    for trial in sorted(trials, key=lambda trial: trial["world"]):
         task = trial["world"].replace("/", "_")
         video = out / POLICY / "plain" / task / "videos" / f"seed_{trial['seed']}.mp4"
         thing = trial["task"].removeprefix("pick up the ").removesuffix(" and place it in the basket")

@@ -58,7 +58,6 @@ class ObjectMover:
         self._model, self._data = model, data
         self._objects = {name: loose for name, body in bodies.items() if (loose := self._loose(body)) is not None}
         self._owner = self._owners()
-        self._sunk: set[tuple[str, int]] = set()
 
     def find(self, seed: int, distance_m: float, place: Callable[[], None], settle: Callable[[], None]) -> Offsets:
         """Return a shift for each object that can be moved, the same for the same seed.
@@ -96,18 +95,18 @@ class ObjectMover:
     ) -> Offsets:
         """Return a shift for each group that finds a direction without a collision. Changes the present state."""
         offsets: Offsets = {}
-        self._sunk = set(self._deep())  # the benchmark's states of suite object lie some millimetres in the floor
+        sunk = set(self._deep())  # the benchmark's states of suite object lie some millimetres in the floor
         for group in groups:
             for angle in rng.uniform(0.0, 2 * np.pi, DIRECTIONS):
                 shift = float(distance_m * np.cos(angle)), float(distance_m * np.sin(angle))
-                if self._has_way(group, shift):
+                if self._has_way(group, shift, sunk):
                     self.shift(dict.fromkeys(group, shift))
                     offsets |= dict.fromkeys(group, shift)
                     break
         return offsets
 
-    def _has_way(self, group: Sequence[str], shift: tuple[float, float]) -> bool:
-        """Return whether a group can be shifted without touching anything on the way.
+    def _has_way(self, group: Sequence[str], shift: tuple[float, float], sunk: set[tuple[str, int]]) -> bool:
+        """Return whether a group can be shifted without touching anything on the way but what it is `sunk` in.
 
         The way counts, since MuJoCo finds no contact of a box with a thin wall deep inside it, and since an object
         in a drawer should stay there. The present state is as before when this returns.
@@ -117,15 +116,14 @@ class ObjectMover:
         done, is_free = 0, True
         while is_free and done < steps:
             self.shift(dict.fromkeys(group, part))
-            done, is_free = done + 1, not self._collides(group)
+            done, is_free = done + 1, not self._collides(group, sunk)
         self.shift(dict.fromkeys(group, (-done * part[0], -done * part[1])))
         return is_free
 
-    def _collides(self, group: Sequence[str]) -> bool:
+    def _collides(self, group: Sequence[str], sunk: set[tuple[str, int]]) -> bool:
         """Return whether something outside of a group is deep in it that was not before the shift."""
         return any(
-            pair not in self._sunk and len({pair[0], self._owner.get(pair[1])} & set(group)) == 1
-            for pair in self._deep()
+            pair not in sunk and len({pair[0], self._owner.get(pair[1])} & set(group)) == 1 for pair in self._deep()
         )
 
     def _deep(self) -> Iterator[tuple[str, int]]:
