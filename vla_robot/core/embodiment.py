@@ -142,6 +142,20 @@ class Embodiment:
                 f"state has shape {observation.state.shape}, but '{self.name}' has {len(self.state)} dimensions."
             )
 
+    def seen_by(self, cameras: Sequence[str]) -> Embodiment:
+        """Return the embodiment with these cameras alone, in this order.
+
+        Raises:
+            ContractError: it has no camera of such a name, or a name comes twice.
+        """
+        if len(set(cameras)) < len(cameras):
+            raise ContractError(f"cameras are {', '.join(cameras)}; give each once.")
+        own = {camera.name: camera for camera in self.cameras}
+        for name in cameras:
+            if name not in own:
+                raise ContractError(unknown("camera", name, own))
+        return dataclasses.replace(self, cameras=tuple(own[name] for name in cameras))
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain dictionaries and lists, ready for JSON or msgpack."""
         return dataclasses.asdict(self)

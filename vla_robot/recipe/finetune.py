@@ -36,6 +36,7 @@ class Architecture:
         initializer_range: transformers' standard deviation of the decoder's first weights; 0 draws every matrix with
             1 / sqrt(its inputs), with which a small model learns from the first steps on. The 0.02 of large models
             suits a width of 2500.
+        cameras: the data's cameras that it reads, by name and in this order; without it all of them.
         use_state: whether the arm's state is an input, as one token.
         locations: whether PaliGemma's 1024 <loc> and 128 <seg> tokens follow the text tokens, in which boxes are said.
         tower: folder of `vla pretrain` whose vision tower, of the same sizes, is taken over; without it the tower's
@@ -54,6 +55,7 @@ class Architecture:
     text_vocab: int = 512
     max_positions: int = 256
     initializer_range: float = 0.0
+    cameras: tuple[str, ...] = ()
     use_state: bool = True
     locations: bool = False
     tower: Path | None = None

@@ -54,6 +54,7 @@ SINCE_IN_ARCHITECTURE: Mapping[str, Any] = {
     "family": "openvla",
     "locations": False,
     "tower": None,
+    "cameras": (),
     "initializer_range": 0.0,  # older runs began with 0.02, and their OUT/start keeps it
 }
 SINCE_IN_QUESTIONS: Mapping[str, Any] = {"box_smoothing": 0.0, "in_vocabulary": False}
@@ -198,7 +199,7 @@ def _write_policy(recipe: DemosFinetuneRecipe, demos: Demos, folder: Path) -> No
         family_named(new.family).create(
             folder,
             new,
-            demos.embodiment,
+            demos.embodiment.seen_by(new.cameras) if new.cameras else demos.embodiment,
             statistics,
             texts,
             recipe.seed,

@@ -162,5 +162,6 @@ def test_the_shipped_files_name_each_others_results(repository: Path) -> None:
         first, *later = (read(DemosFinetuneRecipe, repository / file) for file in stage_files(name))
         for number, stage in enumerate(later, 1):
             assert stage.policy is not None
-            assert stage.policy.resolve() == (repository / "data" / name / f"{number}_{name}_{number}" / "final").resolve()
+            trained = repository / "data" / name / f"{number}_{name}_{number}" / "final"
+            assert stage.policy.resolve() == trained.resolve()
         assert first.train and all(stage.questions for stage in (first, *later))
