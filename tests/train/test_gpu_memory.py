@@ -19,6 +19,7 @@ from vla_robot.policy.openvla.network import reason
 from vla_robot.policy.openvla.policy import load
 from vla_robot.recipe.finetune import DemosFinetuneRecipe
 from vla_robot.train import checkpoint
+from vla_robot.train import finetune as runs
 from vla_robot.train.finetune import _closed_loop, finetune, open_run
 from vla_robot.train.parallel import ddp
 from vla_robot.train.parallel.ddp import Ranks
@@ -76,6 +77,7 @@ def test_nothing_but_the_model_keeps_weights_once_it_is_trained(
 def test_the_policy_of_a_training_in_bf16_has_fp32_weights_and_the_frozen_ones_of_the_start(
     recipe: DemosFinetuneRecipe, tmp_path: Path, lora_rank: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(runs, "multiplies_bfloat16", lambda device: True)  # whatever the CPU
     recipe = replace(recipe, lora_rank=lora_rank, bf16=True, train=("decoder",), steps=2, ema=0.0, learning_rate=1e-2)
     family = family_of(finetune(replace(recipe, steps=1), tmp_path / "first", lambda _: None).policy)
     whole: list[str] = []

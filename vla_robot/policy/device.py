@@ -45,6 +45,14 @@ def choose_attention(device: torch.device) -> None:
         torch.backends.cuda.enable_cudnn_sdp(False)
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Return whether matrix products in bfloat16 are worth it: torch has a kernel for them.
+
+    On a CPU without one, of AVX2 alone, they take several times as long as in float32.
+    """
+    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def device_in_words(device: torch.device) -> str:
     """Return a device with the model of its GPU: "cpu", or "cuda:0 (NVIDIA H100 80GB HBM3)"."""
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

@@ -16,7 +16,7 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ import torch
 from vla_robot.core.errors import RecipeError
 from vla_robot.core.host.claim import Claim
 from vla_robot.core.host.durable import write_whole
-from vla_robot.policy.device import choose_attention
+from vla_robot.policy.device import choose_attention, multiplies_bfloat16
 from vla_robot.policy.families import family_of
 from vla_robot.policy.vla.family import Family
 from vla_robot.policy.vla.model import AnyVLAModel
@@ -54,6 +54,11 @@ kind = "{kind}"
 checkpoint = "."
 statistics_key = {key}
 """
+
+NO_BFLOAT16 = (
+    "bf16: torch has no products of bfloat16 for this CPU, so they would take several times as long; "
+    "this run computes in float32."
+)
 
 RollOut = Callable[[Path, str], float | None]
 """(policy folder, statistics key that un-normalises its actions) -> success rate in closed loop, or None if the
@@ -132,6 +137,11 @@ def open_run(
     for note in prepared.data.notes if ranks.first else ():
         on_plan(note)
     device = ranks.device(recipe.device)
+    given = recipe  # a run may go on at another computer
+    if recipe.bf16 and not multiplies_bfloat16(device):
+        recipe = replace(recipe, bf16=False)
+        if ranks.first:
+            on_plan(NO_BFLOAT16)
     choose_attention(device)
     model = adapt(prepared.model, recipe)
     if recipe.shard and ranks.count > 1:
@@ -140,7 +150,7 @@ def open_run(
         model = _on_device(model, recipe, ranks, device, on_plan)
     trainer = Trainer(recipe, out, model, prepared.data, ranks, prepared.questions)
     with ranks.one_first():
-        trainer.resume(fingerprint_of(recipe, prepared))
+        trainer.resume(fingerprint_of(given, prepared))
     return trainer, prepared
 
 

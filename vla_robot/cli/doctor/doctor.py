@@ -154,12 +154,13 @@ def check_device() -> Iterable[Finding]:
     """Say which device `device = "auto"` of a recipe takes; a GPU that torch cannot use is a warning."""
     if installed("torch") is None:
         return
-    from vla_robot.policy.device import device_in_words, torch_device
+    from vla_robot.policy.device import device_in_words, multiplies_bfloat16, torch_device
 
     taken = torch_device(AUTO)
     idle = taken.type == "cpu" and any(not finding.seen.startswith(NO_GPU) for finding in check_gpu())
     fix = f"torch {installed('torch')} does not see the GPU: install a build with CUDA for this driver." if idle else ""
-    yield Finding('device "auto"', device_in_words(taken), "warn" if idle else "ok", fix)
+    slow = "" if multiplies_bfloat16(taken) else "; keep float32, bfloat16 is several times slower on this one"
+    yield Finding('device "auto"', device_in_words(taken) + slow, "warn" if idle else "ok", fix)
 
 
 def check_machine() -> Iterable[Finding]:
