@@ -1,4 +1,4 @@
-"""Policies that lift cubes, side by side in closed loop: success, wrong cube, size, time of inference and of training.
+"""Policies that lift cubes, side by side in closed loop: success, wrong cube, stalls, size, acting and training times.
 
     python -m benchmarks.models.closed_loop --out runs/nanos
     python -m benchmarks.models.closed_loop --policies data/nano_l1/final --rows 1 4 8 --worlds lift --out runs/heads
@@ -135,6 +135,7 @@ def rows(scores: Scores, measured: Mapping[str, Measured]) -> list[dict[str, Any
         for world, score in by_world.items():
             result.append(row(f"{case}/{world}/successes", score.successes, "1", score.count))
             result.append(row(f"{case}/{world}/wrong_object", score.wrong, "1", score.count))
+            result.append(row(f"{case}/{world}/stalled", score.stalled, "1", score.count))
     for label, m in measured.items():
         numbers = {
             "parameters": (m.size, "1"),
@@ -150,16 +151,27 @@ def rows(scores: Scores, measured: Mapping[str, Measured]) -> list[dict[str, Any
 
 
 def _table(worlds: Sequence[str], scores: Scores, measured: Mapping[str, Measured]) -> Table:
-    columns = ("policy", "chunk", "executed", *worlds, "wrong cube", "parameters", "tokens", "ms, median", "passes")
+    columns = (
+        "policy",
+        "chunk",
+        "executed",
+        *worlds,
+        "wrong cube",
+        "stalled",
+        "parameters",
+        "tokens",
+        "ms, median",
+        "passes",
+    )
     table = Table(*columns, "error", "training, CPU", box=None, pad_edge=False, header_style="dim")
     for (label, horizon), by_world in scores.items():
         m = measured[label]
         cells = [label, str(m.chunk), "" if horizon is None else str(horizon), *map(str, by_world.values())]
-        wrong = str(sum(score.wrong for score in by_world.values()))
+        wrong, stalled = (str(sum(getattr(s, what) for s in by_world.values())) for what in ("wrong", "stalled"))
         size, tokens = f"{m.size / 1e6:.2f} M", f"{m.tokens:.1f}"
         times = (f"{m.timing.percentile_ms(50):.1f}", f"{m.timing.passes:.2f}")
         took = "not noted" if m.trained_s is None else f"{m.trained_s:.0f} s"
-        table.add_row(*cells, wrong, size, tokens, *times, f"{m.error:.4f}", took)
+        table.add_row(*cells, wrong, stalled, size, tokens, *times, f"{m.error:.4f}", took)
     return table
 
 

@@ -23,6 +23,7 @@ from vla_robot.core.errors import RecipeError
 from vla_robot.core.messages import Observation, Vector
 from vla_robot.core.normalise import normalise
 from vla_robot.core.stats import wilson_interval
+from vla_robot.evaluate.evaluation import Trial
 from vla_robot.policy.kinds import load_policy
 from vla_robot.policy.vla.policy import AnyVLAPolicy, VLAPolicy
 from vla_robot.policy.wrappers import wrap_policy
@@ -38,11 +39,12 @@ WORLDS = {"lift": (50, 10000), "lift_colour": (60, 20000)}
 
 @dataclass(frozen=True)
 class Score:
-    """Outcomes of a policy in a world: episodes, successes, and those that raised another cube."""
+    """Outcomes of a policy in a world: episodes, successes, those that raised another cube, and failures at rest."""
 
     count: int
     successes: int
     wrong: int
+    stalled: int
 
     def __str__(self) -> str:
         low, high = wilson_interval(self.successes, self.count)
@@ -99,8 +101,9 @@ def scored(
 
 def score_of(trials: Sequence[Mapping[str, Any]]) -> Score:
     """Return the score of the episodes of a `vla eval --json`."""
-    outcomes = [trial["outcome"] for trial in trials]
-    return Score(len(trials), sum(trial["success"] for trial in trials), outcomes.count("failure"))
+    results = [Trial.from_dict(trial).result for trial in trials]
+    wrong, stalled = (sum(r.outcome == "failure" for r in results), sum(r.stalled for r in results))
+    return Score(len(results), sum(r.success for r in results), wrong, stalled)
 
 
 def loaded(name: str) -> AnyVLAPolicy:

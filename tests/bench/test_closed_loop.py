@@ -42,6 +42,7 @@ def test_the_table_has_what_vla_eval_counted(tmp_path: Path, monkeypatch: pytest
     values = {row["name"]: row["value"] for row in json.loads(table.read_text())["rows"]}
     episodes = json.loads((tmp_path / "out" / "lift" / "openvla_nano.json").read_text())["episodes"]
     assert values["openvla_nano/lift/successes"] == sum(e["success"] for e in episodes) == 2
+    assert values["openvla_nano/lift/stalled"] == 0
     assert values["openvla_nano/parameters"] == 2_362_784
     assert values["openvla_nano/passes"] >= 1
     assert values["openvla_nano/inference_p50"] > 0
@@ -50,7 +51,7 @@ def test_the_table_has_what_vla_eval_counted(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_score_has_wilsons_interval() -> None:
-    assert str(Score(50, 47, 0)) == "47 of 50 (84% to 98%)"
+    assert str(Score(50, 47, 0, 0)) == "47 of 50 (84% to 98%)"
 
 
 def test_trainings_are_told_apart_by_their_runs() -> None:
@@ -121,15 +122,16 @@ def test_one_world_and_a_number_of_episodes_are_a_table(tmp_path: Path, monkeypa
 
     def counted(*args: Any) -> Score:
         asked.append((args[2], args[6]))
-        return Score(3, 2, 0)
+        return Score(3, 2, 0, 1)
 
     monkeypatch.setattr(closed_loop, "scored", counted)
     table = tmp_path / "table.json"
     args = ClosedLoopArgs(tmp_path, ("openvla_nano",), worlds=("lift",), episodes=3, rounds=2, workers=1, json=table)
     assert closed_loop.main(args) == 0
     assert asked == [("lift", 3)]
-    names = {row["name"] for row in json.loads(table.read_text())["rows"]}
-    assert "openvla_nano/lift/successes" in names
+    values = {row["name"]: row["value"] for row in json.loads(table.read_text())["rows"]}
+    names = set(values)
+    assert values["openvla_nano/lift/successes"] == 2 and values["openvla_nano/lift/stalled"] == 1
     assert not any("lift_colour" in name for name in names)
 
 
