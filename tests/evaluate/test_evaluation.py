@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from vla_robot.cli.evaluate.eval_summary import foreseen
+from vla_robot.cli.evaluate.eval_summary import foreseen, score_table
 from vla_robot.evaluate.evaluation import Evaluation, Score, Trial, TrialKey, compare, in_turn, trial_keys
 from vla_robot.evaluate.evaluation_report import write_evaluation
 from vla_robot.evaluate.instruction_variants import Language
@@ -289,6 +289,19 @@ def test_the_page_of_a_suite_shows_its_tasks_its_protocol_and_what_decides_the_s
     assert "0 of 1 <small>0 % to 79 %</small>" in page
     assert "Departures: none" in page and "<dt>base: scored with</dt><dd>mujoco 3.3.0</dd>" in page
     assert "<dt>old: settings</dt><dd>frames mirrored; 8 actions of an answer are used</dd>" in page
+
+
+def test_a_benchmark_that_ends_no_episode_at_a_wrong_object_is_not_said_to_have_none(tmp_path: Path) -> None:
+    def told(protocols: dict[str, str]) -> tuple[bool, bool, object]:
+        found = replace(of_suites(trial(1, "timeout", world="base/0")), protocols=protocols)
+        rates = {row["name"]: row["value"] for row in found.to_dict()["rows"]}
+        page = write_evaluation(tmp_path, found, "vla eval --suite base").read_text()
+        columns = [str(column.header) for column in score_table(found).columns]
+        return "wrong\nobject" in columns, "<th>wrong object<" in page, rates["wrong_object_rate/old, base"]
+
+    assert told({}) == (True, True, 0.0)
+    assert told({"base": "the reference's"}) == (True, True, 0.0), "base_swap is no benchmark's here"
+    assert told({"base": "the reference's", "base_swap": "the reference's"}) == (False, False, None)
 
 
 def test_a_video_has_ten_frames_of_a_second_whatever_the_worlds_rate(tmp_path: Path) -> None:

@@ -330,6 +330,11 @@ class Evaluation:
         """Name of the suites together."""
         return ", ".join(self.suites)
 
+    @property
+    def ends_at_wrong_objects(self) -> bool:
+        """Whether a world ends an episode in which another object than the task's is raised; no benchmark's does."""
+        return any(not self.protocols.get(suite) for suite in self.suites)
+
     def told(self) -> dict[str, str]:
         """Return what scores depend on, title -> words; what is the same for several suites is there once."""
         versions = {
@@ -380,7 +385,7 @@ class Evaluation:
             "planned": self.planned,
             "interrupted": not self.complete,
             "devices": dict(self.devices),
-            "rows": [row for score in self.scores for row in _rows(score, first)],
+            "rows": [row for score in self.scores for row in _rows(score, first, self.ends_at_wrong_objects)],
             "by_task": {score.name: score.by_task for score in self.scores},
             "episodes": [trial.to_dict() for score in self.scores for trial in score.trials],
             "comparisons": [comparison.to_dict() for comparison in self.comparisons],
@@ -442,10 +447,10 @@ def in_turn(keys: Iterable[TrialKey], worlds: Iterable[str]) -> list[TrialKey]:
     return sorted(keys, key=lambda key: places[key.world])
 
 
-def _rows(score: Score, first: Score) -> list[dict[str, Any]]:
+def _rows(score: Score, first: Score, ends_at_wrong_objects: bool) -> list[dict[str, Any]]:
     measured = {
         "success_rate": (score.rate, first.rate),
-        "wrong_object_rate": (_share(score.wrong, score), None),
+        "wrong_object_rate": (_share(score.wrong, score) if ends_at_wrong_objects else None, None),
         "stalled_rate": (_share(score.stalled, score), None),
     }
     if score.language == "wrong-object":

@@ -65,7 +65,7 @@ def _fields(folder: Path, evaluation: Evaluation, command: str, summary: dict[st
         "when": f"{datetime.fromisoformat(evaluation.started_at):%d %B %Y, %H:%M}",
         "notice": _notice(evaluation),
         "legend": _legend(scores),
-        "scores": _score_table(scores),
+        "scores": _score_table(evaluation),
         "protocol": _protocol(evaluation),
         "seeds": "".join(_seed_row(folder, score) for score in scores),
         "key": "".join(f'<span><i class="{outcome}"></i>{text}</span>' for outcome, text in KEY.items()),
@@ -109,8 +109,9 @@ def _legend(scores: Iterable[Score]) -> str:
     )
 
 
-def _score_table(scores: Sequence[Score]) -> str:
+def _score_table(evaluation: Evaluation) -> str:
     """Return one row per score; columns that would be empty are left out."""
+    scores = evaluation.scores
     columns: dict[str, Callable[[Score], str]] = {
         "suite": lambda s: escape(s.suite),
         "policy": lambda s: escape(s.policy),
@@ -129,6 +130,8 @@ def _score_table(scores: Sequence[Score]) -> str:
         del columns["suite"]
     if all(score.language == "plain" for score in scores):
         del columns["wording"]
+    if not evaluation.ends_at_wrong_objects:
+        del columns["wrong object"]
     if not any(score.language == "wrong-object" for score in scores):
         del columns["did as told"]
     for column in ("stalled", "errors"):

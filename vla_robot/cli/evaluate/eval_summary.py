@@ -45,12 +45,14 @@ def score_table(evaluation: Evaluation) -> Table:
     table.add_column("policy", overflow="fold")
     if languages:
         table.add_column("language", no_wrap=True)
-    columns = ["succeeded", "rate", "95 %\ninterval", "wrong\nobject"]
+    judges = evaluation.ends_at_wrong_objects
+    columns = ["succeeded", "rate", "95 %\ninterval"] + ["wrong\nobject"] * judges
     columns += ["did as\ntold"] * misdirected + ["stalled"] * stalled + ["errors"] * errors + ["median\nsteps"]
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     for score in scores:
         cells = [*[score.suite] * suites, score.policy, *[score.language] * languages, *_numbers(score)]
+        cells += [str(score.wrong)] * judges
         cells += [str(score.followed) if score.language == "wrong-object" else "–"] * misdirected
         cells += [str(score.stalled)] * stalled + [str(score.errors)] * errors
         table.add_row(*cells, "–" if score.median_steps is None else f"{score.median_steps:.0f}")
@@ -81,7 +83,7 @@ def _counted(successes: int, count: int) -> str:
 def _numbers(score: Score) -> list[str]:
     low, high = score.interval
     rate = "–" if score.rate is None else f"{score.rate:.0%}"
-    return [f"{score.successes} of {score.count}", rate, f"{low:.0%} to {high:.0%}", str(score.wrong)]
+    return [f"{score.successes} of {score.count}", rate, f"{low:.0%} to {high:.0%}"]
 
 
 def in_words(c: Comparison) -> str:
