@@ -151,23 +151,14 @@ def rows(scores: Scores, measured: Mapping[str, Measured]) -> list[dict[str, Any
 
 
 def _table(worlds: Sequence[str], scores: Scores, measured: Mapping[str, Measured]) -> Table:
-    columns = (
-        "policy",
-        "chunk",
-        "executed",
-        *worlds,
-        "wrong cube",
-        "stalled",
-        "parameters",
-        "tokens",
-        "ms, median",
-        "passes",
-    )
-    table = Table(*columns, "error", "training, CPU", box=None, pad_edge=False, header_style="dim")
+    outcomes = ("policy", "chunk", "executed", *worlds, "wrong cube", "stalled")
+    facts = ("parameters", "tokens", "ms, median", "passes", "error", "training, CPU")
+    table = Table(*outcomes, *facts, box=None, pad_edge=False, header_style="dim")
     for (label, horizon), by_world in scores.items():
         m = measured[label]
         cells = [label, str(m.chunk), "" if horizon is None else str(horizon), *map(str, by_world.values())]
-        wrong, stalled = (str(sum(getattr(s, what) for s in by_world.values())) for what in ("wrong", "stalled"))
+        wrong = str(sum(score.wrong for score in by_world.values()))
+        stalled = str(sum(score.stalled for score in by_world.values()))
         size, tokens = f"{m.size / 1e6:.2f} M", f"{m.tokens:.1f}"
         times = (f"{m.timing.percentile_ms(50):.1f}", f"{m.timing.passes:.2f}")
         took = "not noted" if m.trained_s is None else f"{m.trained_s:.0f} s"

@@ -23,7 +23,7 @@ from vla_robot.core.errors import RecipeError
 from vla_robot.core.messages import Observation, Vector
 from vla_robot.core.normalise import normalise
 from vla_robot.core.stats import wilson_interval
-from vla_robot.evaluate.evaluation import Trial
+from vla_robot.evaluate import evaluation
 from vla_robot.policy.kinds import load_policy
 from vla_robot.policy.vla.policy import AnyVLAPolicy, VLAPolicy
 from vla_robot.policy.wrappers import wrap_policy
@@ -101,9 +101,8 @@ def scored(
 
 def score_of(trials: Sequence[Mapping[str, Any]]) -> Score:
     """Return the score of the episodes of a `vla eval --json`."""
-    results = [Trial.from_dict(trial).result for trial in trials]
-    wrong, stalled = (sum(r.outcome == "failure" for r in results), sum(r.stalled for r in results))
-    return Score(len(results), sum(r.success for r in results), wrong, stalled)
+    told = evaluation.Score("", "plain", tuple(map(evaluation.Trial.from_dict, trials)), ())
+    return Score(told.count, told.successes, told.wrong, told.stalled)
 
 
 def loaded(name: str) -> AnyVLAPolicy:

@@ -142,7 +142,7 @@ class Embodiment:
                 f"state has shape {observation.state.shape}, but '{self.name}' has {len(self.state)} dimensions."
             )
 
-    def seen_by(self, cameras: Sequence[str]) -> Embodiment:
+    def with_cameras(self, cameras: Sequence[str]) -> Embodiment:
         """Return the embodiment with these cameras alone, in this order.
 
         Raises:

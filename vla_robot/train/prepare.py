@@ -199,7 +199,7 @@ def _write_policy(recipe: DemosFinetuneRecipe, demos: Demos, folder: Path) -> No
         family_named(new.family).create(
             folder,
             new,
-            demos.embodiment.seen_by(new.cameras) if new.cameras else demos.embodiment,
+            demos.embodiment.with_cameras(new.cameras) if new.cameras else demos.embodiment,
             statistics,
             texts,
             recipe.seed,

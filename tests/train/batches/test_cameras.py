@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from vla_robot.core.embodiment import CameraSpec
 from vla_robot.core.errors import ContractError
 from vla_robot.core.messages import Observation, StepResult
 from vla_robot.data.demonstration import DemonstrationBuilder
@@ -19,16 +18,8 @@ from vla_robot.policy.vla.loading import Loading
 from vla_robot.recipe.finetune import Architecture, DemosFinetuneRecipe
 from vla_robot.testing import toy_embodiment
 from vla_robot.train.finetune import finetune
-from vla_robot.train.trainer import Progress
 
-ARM = replace(
-    toy_embodiment(step_m=1, height=28, width=28),
-    cameras=tuple(CameraSpec(name, 28, 28) for name in ("front", "side", "wrist")),
-)
-
-
-def quiet(_: Progress) -> None:
-    pass
+ARM = toy_embodiment(step_m=1, cameras=("front", "side", "wrist"), height=28, width=28)
 
 
 def seen(rng: np.random.Generator) -> Observation:
@@ -45,11 +36,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for step in range(6):
                 observation, action = seen(rng), np.array([rng.uniform(-1, 1), 1.0])
                 last = step == 5
-                builder.add(
-                    observation,
-                    action,
-                    StepResult(observation, action, success=last, terminated=last, truncated=False),
-                )
+                after = StepResult(observation, action, success=last, terminated=last, truncated=False)
+                builder.add(observation, action, after)
             writer.write(builder.finish(ARM, seed, "expert"))
     return root
 
@@ -64,7 +52,7 @@ def recipe(data: Path, tiny: Architecture, *cameras: str) -> DemosFinetuneRecipe
 def test_the_named_cameras_alone_are_read_in_their_order(
     data: Path, tiny_architecture: Architecture, tmp_path: Path
 ) -> None:
-    folder = finetune(recipe(data, tiny_architecture, "wrist", "front"), tmp_path / "run", quiet).policy
+    folder = finetune(recipe(data, tiny_architecture, "wrist", "front"), tmp_path / "run", lambda _: None).policy
     policy = family_of(folder).load(folder, Loading())
     assert policy.embodiment is not None
     assert [camera.name for camera in policy.embodiment.cameras] == ["wrist", "front"]
@@ -84,6 +72,6 @@ def test_a_camera_that_the_data_lack_is_refused_before_training(
     data: Path, tiny_architecture: Architecture, tmp_path: Path
 ) -> None:
     with pytest.raises(ContractError, match="unknown camera 'wristt'; did you mean 'wrist'"):
-        finetune(recipe(data, tiny_architecture, "wristt"), tmp_path / "run", quiet)
+        finetune(recipe(data, tiny_architecture, "wristt"), tmp_path / "run", lambda _: None)
     with pytest.raises(ContractError, match="front, front; give each once"):
-        finetune(recipe(data, tiny_architecture, "front", "front"), tmp_path / "run", quiet)
+        finetune(recipe(data, tiny_architecture, "front", "front"), tmp_path / "run", lambda _: None)

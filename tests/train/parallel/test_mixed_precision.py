@@ -23,6 +23,17 @@ def test_a_gpu_multiplies_bfloat16_and_a_cpu_if_torch_has_a_kernel_for_it(monkey
         assert multiplies_bfloat16(torch.device("cuda", 0)) and multiplies_bfloat16(torch.device("cpu")) is has
 
 
+def test_torchs_answer_agrees_with_the_flags_that_linux_tells_of_this_cpu() -> None:
+    told = Path("/proc/cpuinfo")
+    flags = set(told.read_text().split()) if told.is_file() else set[str]()
+    if "avx2" not in flags:
+        pytest.skip("no CPU of x86 that Linux describes")
+    if flags & {"avx512_bf16", "amx_bf16"}:
+        assert multiplies_bfloat16(torch.device("cpu"))
+    elif "avx512f" not in flags:
+        assert not multiplies_bfloat16(torch.device("cpu"))
+
+
 def test_a_run_computes_in_float32_where_bfloat16_is_slow_and_says_so_and_goes_on_at_another_computer(
     recipe: DemosFinetuneRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
