@@ -104,11 +104,16 @@ def test_a_run_with_wordings_goes_on_exactly(recipe: DemosFinetuneRecipe, tmp_pa
 @pytest.mark.parametrize("path", [p for p in LAUNCH if "[[wordings]]" in p.read_text()], ids=lambda p: p.stem)
 def test_no_training_says_what_an_evaluation_asks(path: Path) -> None:
     """The sentences and words of `vla eval --language paraphrase synonym` are never trained on."""
-    trained = read(FinetuneRecipe, path)
-    asked = read(EnvRecipe, "lift_colour").language
-    assert asked is not None
-    said = every_wording(trained.wordings, [f"lift the {colour} cube" for colour in asked.targets])
-    for colour in asked.targets:
-        assert not {sentence.format(target=colour) for sentence in asked.paraphrases} & set(said)
+    worlds = [read(EnvRecipe, name) for name in ("lift_colour", "stack", "pick_place_can", "door")]
+    told = [text for world in worlds for text in _for_every_target(world, world.instruction)]
+    said = set(every_wording(read(FinetuneRecipe, path).wordings, told))
     words = {word for sentence in said for word in sentence.split()}
-    assert not words & {word for synonyms in asked.synonyms.values() for word in synonyms}
+    for world in worlds:
+        assert world.language is not None and world.language.paraphrases
+        assert not said & {text for asked in world.language.paraphrases for text in _for_every_target(world, asked)}
+        assert not words & {word for synonyms in world.language.synonyms.values() for word in synonyms}
+
+
+def _for_every_target(world: EnvRecipe, sentence: str) -> list[str]:
+    assert world.language is not None
+    return [sentence.format(target=target) for target in world.language.targets] or [sentence]
