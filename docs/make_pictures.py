@@ -6,8 +6,8 @@
                                            the plots of `vla bench`. docs/benchmarks.md and docs/serving.md quote the
                                            figures of the same runs: renew both together, on a quiet computer.
     make pictures PICTURES="families.png"  docs/draw_families.py; needs no Chromium
-    make pictures PICTURES="libero_object.webp"
-                                           docs/draw_libero.py; needs the environment of `vla install libero`
+    make pictures PICTURES="colours.webp libero_object.webp"
+                                           docs/draw_episodes.py; the second needs `vla install libero`
 
 Only pipeline.svg is drawn by hand.
 """
@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import draw_families
-import draw_libero
+import draw_episodes
 import PIL.Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
@@ -135,7 +135,8 @@ PICTURES: dict[str, Callable[[Browser, Path], None]] = {
 }
 DRAWINGS: dict[str, Callable[[Path], None]] = {
     "families.png": draw_families.draw,
-    "libero_object.webp": draw_libero.draw,
+    "libero_object.webp": draw_episodes.libero,
+    "colours.webp": draw_episodes.colours,
 }
 """Drawn by name only, without a browser."""
 PLOTS = {"loop.png": _plotted("loop"), "serving.png": _plotted("serve"), "transport.png": _plotted("transport")}
