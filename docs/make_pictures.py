@@ -29,8 +29,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import draw_families
 import draw_episodes
+import draw_families
 import PIL.Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
