@@ -86,11 +86,19 @@ def errors(instructions: Sequence[str], given: NDArray[np.float64], wanted: NDAr
 
 
 def _table(found: Mapping[str, Errors], dims: Sequence[str]) -> Table:
-    table = Table("instruction", "frames", *dims, box=None, pad_edge=False, header_style="dim")
+    table = Table("instruction", box=None, pad_edge=False, header_style="dim")
+    for name in ("frames", *dims):
+        table.add_column(name, justify="right", no_wrap=True)
     for instruction, e in found.items():
-        cells = [f"{mine:.2f} ({guess:.2f})" for mine, guess in zip(e.policy, e.median, strict=True)]
-        table.add_row(instruction, str(e.count), *cells)
+        table.add_row(instruction, str(e.count), *_cells(e.policy, e.median))
+    means = (np.mean([getattr(e, of) for e in found.values()], axis=0) for of in ("policy", "median"))
+    table.add_row("mean of the instructions", "", *_cells(*means))
     return table
+
+
+def _cells(mine: NDArray[np.float64], guessed: NDArray[np.float64]) -> list[str]:
+    """Return a dimension's two numbers as two lines: the table then fits into 80 columns."""
+    return [f"{error:.2f}\n({guess:.2f})" for error, guess in zip(mine, guessed, strict=True)]
 
 
 if __name__ == "__main__":

@@ -154,6 +154,6 @@ def test_a_policy_is_asked_about_a_recording(tmp_path: Path, capsys: pytest.Capt
     name = str(finetune(tiny, tmp_path / "run", lambda _: None).policy)
     assert error_by_task.main(ErrorByTaskArgs(name, data, frames=12)) == 0
     said = capsys.readouterr().out
-    assert "go to the light" in said and "12" in said
+    assert "go to the light" in said and "12" in said and "mean of the" in said
     with pytest.raises(RecipeError, match="--frames 0"):
         ErrorByTaskArgs(name, data, frames=0)
