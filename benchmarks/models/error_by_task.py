@@ -91,8 +91,9 @@ def _table(found: Mapping[str, Errors], dims: Sequence[str]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for instruction, e in found.items():
         table.add_row(instruction, str(e.count), *_cells(e.policy, e.median))
-    means = (np.mean([getattr(e, of) for e in found.values()], axis=0) for of in ("policy", "median"))
-    table.add_row("mean of the instructions", "", *_cells(*means))
+    policy = np.mean([e.policy for e in found.values()], axis=0)
+    median = np.mean([e.median for e in found.values()], axis=0)
+    table.add_row("mean of the instructions", "", *_cells(policy, median))
     return table
 
 
