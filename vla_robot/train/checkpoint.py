@@ -3,7 +3,8 @@
 Every random number in training is a function of the seed and the step, so nothing else is stored. Processes that
 share the tensors write a file each (parallel/parts.py), and any number of them reads it. Nothing here is unpickled.
 
-    OUT/resume/state.safetensors    model.NAME  average.NAME  exp_avg.NAME  exp_avg_sq.NAME
+    OUT/resume/state.safetensors    model.NAME  average.NAME  and of AdamW exp_avg.NAME  exp_avg_sq.NAME,
+                                    of Muon momentum_buffer.NAME
     OUT/resume/state.json           {"step": 1500, "fingerprint": "..."}
     OUT/resume.old/                 the checkpoint before it, in case the newest is damaged
 """
@@ -26,13 +27,13 @@ from vla_robot.core.errors import CheckpointError, DataError
 from vla_robot.core.host import durable
 from vla_robot.core.host.durable import make_folder, rename, sync_path, sync_tree
 from vla_robot.policy.vla.json_files import read_json, write_json
+from vla_robot.train.optimizers import Optimizers
 from vla_robot.train.parallel.ddp import Ranks
 from vla_robot.train.parallel.fsdp import local
 from vla_robot.train.parallel.parts import WHOLE, StoredState, own_rows, part_name
 
 FOLDER = "resume"
 PREVIOUS = "resume.old"
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def learning(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -58,17 +59,16 @@ class Average:
             local(self.weights[name]).lerp_(local(p), 1 - decay)
 
 
-def tensors(model: nn.Module, average: Average, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
+def tensors(model: nn.Module, average: Average, optimizers: Optimizers) -> dict[str, Tensor]:
     """Return every tensor of a checkpoint by name; of a sharded model, tensors that are shared."""
-    return dict(_named(model, average, optimizer))
+    return dict(_named(model, average, optimizers))
 
 
-def _named(model: nn.Module, average: Average, optimizer: torch.optim.AdamW) -> Iterator[tuple[str, Tensor]]:
+def _named(model: nn.Module, average: Average, optimizers: Optimizers) -> Iterator[tuple[str, Tensor]]:
     for name, p in learning(model).items():
         yield f"model.{name}", p.detach()
         yield f"average.{name}", average.weights[name]
-        if p in optimizer.state:
-            yield from ((f"{moment}.{name}", optimizer.state[p][moment]) for moment in MOMENTS)
+        yield from ((f"{moment}.{name}", tensor) for moment, tensor in optimizers.moments(p).items())
 
 
 def save(out: Path, tensors: Mapping[str, Tensor], step: int, fingerprint: str) -> None:
@@ -222,8 +222,8 @@ def exists(out: Path) -> bool:
 
 
 @torch.no_grad()
-def load(out: Path, model: nn.Module, average: Average, optimizer: torch.optim.AdamW, fingerprint: str) -> int:
-    """Restore weights, average and optimiser moments from `OUT/resume`.
+def load(out: Path, model: nn.Module, average: Average, optimizers: Optimizers, fingerprint: str) -> int:
+    """Restore weights, average and moments from `OUT/resume`.
 
     Returns:
         The number of steps done.
@@ -243,20 +243,16 @@ def load(out: Path, model: nn.Module, average: Average, optimizer: torch.optim.A
             for name, p in learning(model).items():
                 stored.read_into(f"model.{name}", p)
                 stored.read_into(f"average.{name}", average.weights[name])
-                if f"{MOMENTS[0]}.{name}" in stored.names():
-                    optimizer.state[p] = _moments(stored, name, p, step)
+                moments = {f"{moment}.{name}": torch.zeros_like(p) for moment in optimizers.moment_names(p)}
+                if not moments.keys().isdisjoint(stored.names()):  # none of a parameter that never had a gradient
+                    for stored_name, tensor in moments.items():
+                        stored.read_into(stored_name, tensor)
+                    optimizers.remember(p, list(moments.values()), step)
     except (SafetensorError, KeyError, RuntimeError, OSError, ValueError) as error:
         before = out / PREVIOUS
         then = f"go on from the one before, {before}" if before.exists() else "train from the start"
         raise CheckpointError(f"{folder} is damaged ({error}); delete it to {then}.") from error
     return step
-
-
-def _moments(stored: StoredState, name: str, parameter: Tensor, step: int) -> dict[str, Tensor]:
-    moments = {moment: torch.zeros_like(parameter) for moment in MOMENTS}
-    for moment, tensor in moments.items():
-        stored.read_into(f"{moment}.{name}", tensor)
-    return {"step": torch.tensor(float(step), device=parameter.device)} | moments
 
 
 def _restore_previous(out: Path) -> None:

@@ -49,6 +49,7 @@ SINCE: Mapping[str, Any] = {
     "resolution": None,
     "vision_warmup_steps": 0,
     "wordings": (),
+    "optimizer": "adamw",
 }
 SINCE_IN_ARCHITECTURE: Mapping[str, Any] = {
     "family": "openvla",

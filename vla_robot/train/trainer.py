@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from vla_robot.train.batches.questions import QuestionData
 from vla_robot.train.checkpoint import Average, learning
 from vla_robot.train.metrics import Metrics
 from vla_robot.train.mixed_precision import mixed_precision
+from vla_robot.train.optimizers import Optimizers
 from vla_robot.train.parallel.ddp import Ranks
 from vla_robot.train.parallel.fsdp import is_sharded, local, whole
 from vla_robot.train.spent import Spent
@@ -76,9 +76,6 @@ ROBOT = {"loss": "loss", "token_accuracy": "token_accuracy", "l1": "l1"}
 QUESTIONS = {"loss": "question_loss"}
 """Metrics of a step by the kind of its rows."""
 
-WARMUP = "vision_warmup_steps"
-"""Key of a group of the optimiser: steps over which its rate rises to that of the others."""
-
 LOSSES = (ROBOT["loss"], QUESTIONS["loss"])
 GRADIENT_NORM = "gradient_norm"
 
@@ -121,7 +118,7 @@ class Trainer:
         unused = model.action_head is not None
         self._parallel = DistributedDataParallel(model, find_unused_parameters=unused) if copied else None
         self._device = next(model.parameters()).device
-        self._optimizer = torch.optim.AdamW(_groups(model, recipe), lr=recipe.learning_rate, fused=True)
+        self.optimizers = Optimizers(model, learning(model), recipe)
         self._metrics = Metrics(recipe, out)
         self.spent = Spent(out)
         self._fingerprint = ""
@@ -134,7 +131,7 @@ class Trainer:
         """
         self._fingerprint = fingerprint
         if checkpoint.exists(self.out):
-            self.step = checkpoint.load(self.out, self.model, self.average, self._optimizer, fingerprint)
+            self.step = checkpoint.load(self.out, self.model, self.average, self.optimizers, fingerprint)
         if self._ranks.first:
             self._metrics.go_on_from(self.step)
             self.spent.go_on_from(self.step)
@@ -215,7 +212,7 @@ class Trainer:
     def _save(self) -> None:
         if self._ranks.first:
             self.spent.add(self.step)  # first: a line without its checkpoint is deleted when the run resumes
-        tensors = checkpoint.tensors(self.model, self.average, self._optimizer)
+        tensors = checkpoint.tensors(self.model, self.average, self.optimizers)
         if is_sharded(tensors.values()):
             checkpoint.save_shared(self.out, tensors, self.step, self._fingerprint, self._ranks)
         elif self._ranks.first:
@@ -229,15 +226,12 @@ class Trainer:
 
     def _learn(self) -> dict[str, float]:
         rate = self._rate()
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate * min(1.0, (self.step + 1) / max(1, group[WARMUP]))
         outputs = self._backward(self._parts())
         limit = self.recipe.clip_norm or math.inf
         norm = whole(torch.nn.utils.clip_grad_norm_(learning(self.model).values(), limit))
         metrics = self._of_all_ranks(outputs, norm)  # the only read of a step: reading waits for the device
         self._require_finite(metrics)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self.optimizers.step(rate, self.step)
         self.average.update(self.model, self.step)
         return {"learning_rate": rate, **metrics}
 
@@ -335,20 +329,6 @@ class _Swapped:
             kept = now.detach().clone()
             now.copy_(average)
             average.copy_(kept)
-
-
-def _groups(model: AnyVLAModel, recipe: FinetuneRecipe) -> list[dict[str, Any]]:
-    """Return AdamW's parameter groups: matrices decay; biases, norms and positions do not. A tower that warms up on its
-    own has groups of its own."""
-    slow = recipe.vision_warmup_steps
-    in_tower = model.PARTS["vision"] if slow else ()
-    kinds: dict[tuple[float, int], list[Tensor]] = {(recipe.weight_decay, 0): [], (0.0, 0): []}
-    for name, p in learning(model).items():
-        decay = recipe.weight_decay if p.ndim >= 2 and 1 not in p.shape else 0.0
-        kinds.setdefault((decay, slow if in_tower and name.startswith(in_tower) else 0), []).append(p)
-    return [
-        {"params": parameters, "weight_decay": decay, WARMUP: warmup} for (decay, warmup), parameters in kinds.items()
-    ]
 
 
 def _numbers(output: TrainingOutput) -> dict[str, float]:

@@ -219,7 +219,7 @@ def test_a_mixture_trains_a_policy_and_a_broken_run_goes_on_bit_for_bit(
     recipe: FinetuneRecipe, reads_eight_numbers: Path, tmp_path: Path
 ) -> None:
     samples = tmp_path / "oxe"
-    shutil.copytree(Path(__file__).parent.parent / "golden" / "rlds_samples", samples)
+    shutil.copytree(Path(__file__).parents[2] / "golden" / "rlds_samples", samples)
     recipe = with_mixture(
         recipe, mixture="bridge_rt_1", root=samples, policy=reads_eight_numbers, workers=0, steps=4, batch_size=4
     )
