@@ -2,7 +2,7 @@
 
 weights        bytes of all parameters
 gradients      bytes of the trained parameters
-moments        two of AdamW for each trained number
+moments        two of AdamW for each trained number; Muon keeps one of a matrix, and two are counted
 average        one more for each trained number
 activations    what autograd keeps of each frame of one forward pass; with `activation_checkpointing` the
                inputs of blocks and one block's activations
