@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import batched
 from typing import Any
 
 import torch
@@ -28,11 +29,15 @@ of the Newton-Schulz iterations. The root mean square of an update is about that
 that both have one learning rate."""
 
 
+AT_ONCE = 2**24
+"""Numbers that are copied for one product: 64 MB, where all matrices of one shape of a large model are gigabytes."""
+
+
 class Muon(torch.optim.Optimizer):
     """Momentum with all singular values near 1, for matrices: every direction of the gradient is followed alike.
 
     `torch.optim.Muon` gives the same in bfloat16, matrix by matrix, which on a CPU without products of bfloat16 takes
-    more than ten times as long. This one computes in float32, and all matrices of one shape at once.
+    more than ten times as long. This one computes in float32, and matrices of one shape together.
     """
 
     @torch.no_grad()
@@ -40,7 +45,7 @@ class Muon(torch.optim.Optimizer):
         """Take one step. There is no closure in this package."""
         del closure
         for group in self.param_groups:
-            for alike in _by_shape(p for p in group["params"] if p.grad is not None):
+            for alike in _alike(p for p in group["params"] if p.grad is not None):
                 directions = orthogonal(torch.stack([self._momentum(p) for p in alike]))
                 for p, direction in zip(alike, directions, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
@@ -70,11 +75,13 @@ def orthogonal(matrices: Tensor) -> Tensor:
     return x.mT if is_tall else x
 
 
-def _by_shape(parameters: Iterable[Tensor]) -> list[list[Tensor]]:
-    groups: dict[torch.Size, list[Tensor]] = defaultdict(list)
+def _alike(parameters: Iterable[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """Return the parameters by shape, as many at once as the room for their copies allows."""
+    shapes: dict[torch.Size, list[Tensor]] = defaultdict(list)
     for p in parameters:
-        groups[p.shape].append(p)
-    return list(groups.values())
+        shapes[p.shape].append(p)
+    for shape, alike in shapes.items():
+        yield from batched(alike, max(1, AT_ONCE // shape.numel()))
 
 
 class Optimizers:

@@ -36,7 +36,9 @@ def stepped(optimizer: torch.optim.Optimizer, weights: list[nn.Parameter], steps
     return [p.detach() for p in weights]
 
 
-def test_its_steps_are_those_of_torchs_muon_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("at_once", [1, 2**24])
+def test_its_steps_are_those_of_torchs_muon_in_float32(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vla_robot.train.optimizers.AT_ONCE", at_once)
     monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)  # torch's own rounds to bfloat16
     ours, theirs = parameters(), parameters()
     mine = Muon([{"params": ours, "weight_decay": 0.1}], {"lr": 0.02})
