@@ -246,9 +246,9 @@ class FinetuneRecipe:
         shard: with several processes, store only a part of every weight, gradient and moment in each (FSDP) and not all
             (DDP): for a model that does not fit on one GPU. One process stores everything either way.
         optimizer: "adamw"; or "muon", which gives the matrices of hidden layers orthogonal updates of the same size and
-            leaves the rest to AdamW: a new model learns in about half of the steps. It needs whole matrices: no
-            `lora_rank` and no `shard`.
-        learning_rate: peak rate of the optimizer.
+            leaves the rest to AdamW: a small new model learned Lift in about half of the steps. It needs whole
+            matrices: no `lora_rank` and no `shard`.
+        learning_rate: peak rate of the optimiser.
         warmup_steps: linear rise to the peak.
         vision_warmup_steps: linear rise of the vision tower's rate alone, from nothing to that of the other parts, as
             in PaliGemma's first stage; 0 gives all parts one rate.

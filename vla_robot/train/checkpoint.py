@@ -243,11 +243,11 @@ def load(out: Path, model: nn.Module, average: Average, optimizers: Optimizers, 
             for name, p in learning(model).items():
                 stored.read_into(f"model.{name}", p)
                 stored.read_into(f"average.{name}", average.weights[name])
-                moments = {f"{moment}.{name}": torch.zeros_like(p) for moment in optimizers.moment_names(p)}
-                if not moments.keys().isdisjoint(stored.names()):  # none of a parameter that never had a gradient
-                    for stored_name, tensor in moments.items():
-                        stored.read_into(stored_name, tensor)
-                    optimizers.remember(p, list(moments.values()), step)
+                moments = {moment: torch.zeros_like(p) for moment in optimizers.moment_names(p)}
+                if any(f"{moment}.{name}" in stored.names() for moment in moments):  # not if it never had a gradient
+                    for moment, tensor in moments.items():
+                        stored.read_into(f"{moment}.{name}", tensor)
+                    optimizers.remember(p, moments, step)
     except (SafetensorError, KeyError, RuntimeError, OSError, ValueError) as error:
         before = out / PREVIOUS
         then = f"go on from the one before, {before}" if before.exists() else "train from the start"

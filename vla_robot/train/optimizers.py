@@ -1,4 +1,4 @@
-"""The optimizers of a training: AdamW for all, or Muon for the matrices of hidden layers and AdamW for the rest.
+"""The optimisers of a training: AdamW for all, or Muon for the matrices of hidden layers and AdamW for the rest.
 
 A vocabulary, positions, biases, norms and the convolution that reads patches are AdamW's with either choice.
 """
@@ -54,13 +54,15 @@ class Muon(torch.optim.Optimizer):
     def _momentum(self, p: Tensor) -> Tensor:
         """Return the gradient after Nesterov's momentum, and keep the momentum."""
         assert p.grad is not None
-        kept = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+        if "momentum_buffer" not in self.state[p]:
+            self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        kept = self.state[p]["momentum_buffer"]
         kept.lerp_(p.grad, 1 - MOMENTUM)
         return p.grad.lerp(kept, MOMENTUM)
 
 
 MOMENTS = {torch.optim.AdamW: ("exp_avg", "exp_avg_sq"), Muon: ("momentum_buffer",)}
-"""Names of an optimizer's tensors beside each parameter."""
+"""Names of an optimiser's tensors beside each parameter."""
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
@@ -85,7 +87,7 @@ def _alike(parameters: Iterable[Tensor]) -> Iterator[tuple[Tensor, ...]]:
 
 
 class Optimizers:
-    """The optimizers of a run as one, and what they remember of the gradients, which a checkpoint stores."""
+    """The optimisers of a run as one, and what they remember of the gradients, which a checkpoint stores."""
 
     def __init__(self, model: AnyVLAModel, learning: Mapping[str, nn.Parameter], recipe: FinetuneRecipe) -> None:
         """
@@ -128,11 +130,11 @@ class Optimizers:
         state = optimizer.state.get(p, {})
         return {name: state[name] for name in MOMENTS[type(optimizer)] if name in state}
 
-    def remember(self, p: nn.Parameter, moments: Iterable[Tensor], done: int) -> None:
-        """Set what is remembered of a parameter's gradients after `done` steps, in the order of `moment_names`."""
+    def remember(self, p: nn.Parameter, moments: Mapping[str, Tensor], done: int) -> None:
+        """Set the moments of a parameter, by name, after `done` steps."""
         optimizer = self._of[p]
         counted = {} if isinstance(optimizer, Muon) else {"step": torch.tensor(float(done), device=p.device)}
-        optimizer.state[p] = counted | dict(zip(self.moment_names(p), moments, strict=True))
+        optimizer.state[p] = counted | dict(moments)
 
     def moment_names(self, p: nn.Parameter) -> tuple[str, ...]:
         """Return the names of the moments of a parameter."""
@@ -146,7 +148,7 @@ def _hidden_matrices(model: AnyVLAModel) -> set[Tensor]:
 
 
 def _groups(model: AnyVLAModel, parameters: Mapping[str, nn.Parameter], recipe: FinetuneRecipe) -> list[dict[str, Any]]:
-    """Return the groups of an optimizer: matrices decay; biases, norms and positions do not. A tower that warms up on
+    """Return the groups of an optimiser: matrices decay; biases, norms and positions do not. A tower that warms up on
     its own has groups of its own."""
     slow = recipe.vision_warmup_steps
     in_tower = model.PARTS["vision"] if slow else ()
